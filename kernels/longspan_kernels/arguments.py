@@ -1,0 +1,46 @@
+"""What a backend is asked for: everything of one attention call but the tensors that it differentiates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.layout import BlockLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The options of one call, checked and normalised.
+
+    Attributes:
+        layout: the kept blocks.
+        scale: factor of the scores.
+        left: key ``j`` is seen by a query at position ``i`` only if ``j >= i - left``; None for no bound.
+        right: only if ``j <= i + right``; None for no bound. Causal attention is ``right = 0``.
+        key_padding_mask: None, or ``[batch, k_len]``, bool (True: attended) or floating point (added).
+        attn_mask: None, or 4-dimensional with every size 1 or that of ``[batch, heads, q_len, k_len]``, bool
+            (True: attended) or floating point (added, no gradient).
+        bias: None, or floating point of such a shape, added; it has a gradient.
+        document_ids: None, or integers ``[batch, k_len]``; the queries take the last ``q_len``.
+        dropout_p: probability of dropping an attention weight.
+        dropout_seed: int64 of no dimension, None without dropout.
+
+    """
+
+    layout: BlockLayout
+    scale: float
+    left: int | None = None
+    right: int | None = None
+    key_padding_mask: Tensor | None = None
+    attn_mask: Tensor | None = None
+    bias: Tensor | None = None
+    document_ids: Tensor | None = None
+    dropout_p: float = 0.0
+    dropout_seed: Tensor | None = None
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that scores, sums and the log-sum-exp are kept in: float32 for the half types."""
+    return torch.promote_types(dtype, torch.float32)

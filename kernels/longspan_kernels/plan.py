@@ -1,0 +1,316 @@
+"""What the Triton kernels run: a layout and the lengths of a call, turned into lists of tiles and steps.
+
+A program owns a tile of `own` tokens (queries in the forward and for dq,
+keys for dk and dv) and walks through steps of
+`other` tokens. Both are cut into sub-blocks of `sub` tokens, the layout's block or a divisor of it,
+so a step gathers
+`other // sub` sub-blocks, from wherever they lie,
+that at least one sub-block of the tile keeps. Sub-blocks that every
+sub-block of the tile keeps whole come first: those steps need no mask. The rest carry a bit for each pair of
+sub-blocks. Long tiles (global rows and columns) are split into segments,
+combined afterwards in a fixed order, and the
+items are sorted longest first. Nothing larger than the kept blocks is ever built.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longspan_kernels.csr import rows_of
+from longspan_kernels.layout import BlockLayout
+
+# A segment is not shorter than this many steps: shorter ones cost more in partial results than they balance.
+_SEGMENT_STEPS = 128
+# Programs that keep a large GPU busy: a tile longer than its share of the work among so many is split.
+_PROGRAMS = 1056
+# Schedules of recent calls; index tensors in proportion to the kept blocks.
+_KEPT = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The work of one kernel, as index tensors on its device.
+
+    Attributes:
+        columns: int32 ``[steps + 1, slots]``,
+        the sub-block that each slot of a step gathers; unused slots name 0 and
+            have no bit. The row at the end lets a kernel read one step ahead.
+        bits: int32 ``[steps + 1]``: bit ``i * slots + j`` says that sub-block ``i`` of the tile keeps slot
+        ``j``.
+        items: int32 ``[items, 6]``, longest first: tile, head (-1: every head), first step,
+        steps that need no mask,
+            steps, and the number of its partial result (-1: the item is a whole tile).
+        splits: int32 ``[split tiles, 4]``: tile, head (-1: every head), first partial result, number of them.
+        partials: number of partial results a head.
+        tiles: number of tiles a head.
+        shared: whether all heads run the same items.
+
+    """
+
+    columns: Tensor
+    bits: Tensor
+    items: Tensor
+    splits: Tensor
+    partials: int
+    tiles: int
+    shared: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tables."""
+        return sum(x.numel() * x.element_size() for x in (self.columns, self.bits, self.items, self.splits))
+
+
+def make_schedule(
+    layout: BlockLayout,
+    q_len: int,
+    k_len: int,
+    left: int | None,
+    right: int | None,
+    *,
+    q_tile: int,
+    k_tile: int,
+    by_keys: bool,
+    segment_steps: int | None = None,
+) -> Schedule:
+    """Make the schedule of a kernel on the CPU.
+
+    Args:
+        layout: the kept blocks.
+        q_len: number of queries.
+        k_len: number of keys.
+        left: key ``j`` is seen from position ``i`` only if ``j >= i - left``; None for no bound.
+        right: only if ``j <= i + right``; None for no bound.
+        q_tile: queries a tile (a step, if ``by_keys``), a power of two.
+        k_tile: keys a step (a tile, if ``by_keys``), a power of two.
+        by_keys: whether tiles are of keys and steps of queries, as for dk and dv.
+        segment_steps: longest segment of a tile; chosen from the amount of work if not given.
+
+    """
+    sub = min(layout.block, q_tile, k_tile)
+    row, column = _sub_blocks(layout, q_len, k_len, sub)
+    q_subs = -(-(layout.lead + q_len) // sub)
+    k_subs = -(-k_len // sub)
+    layout_of, row = row // q_subs, row % q_subs
+    seen, cut = _visibility(row, column, sub, layout.lead, q_len, k_len, left, right)
+    if by_keys:
+        # Steps without a mask load their queries without asking whether they exist.
+        cut = cut | (row * sub < layout.lead) | ((row + 1) * sub - layout.lead > q_len)
+    layout_of, row, column, cut = layout_of[seen], row[seen], column[seen], cut[seen]
+    if by_keys:
+        own, other, own_count, other_count = column, row, k_subs, q_subs
+        rows, slots = k_tile // sub, q_tile // sub
+    else:
+        own, other, own_count, other_count = row, column, q_subs, k_subs
+        rows, slots = q_tile // sub, k_tile // sub
+    tiles = -(-own_count // rows)
+    tile_of, tile_columns, tile_bits, whole = _unite(
+        layout_of * tiles + own // rows, own % rows, other, cut, rows, own_count, other_count, tiles
+    )
+    total_tiles = layout.layouts * tiles
+    columns, bits, first, uncut, steps = _steps(
+        tile_of, tile_columns, tile_bits, whole, rows, slots, total_tiles
+    )
+    if segment_steps is None:
+        work = int(steps.view(layout.layouts, tiles).sum(1)[layout.head_layouts.long()].sum())
+        segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
+    return _items(columns, bits, first, uncut, steps, layout, tiles, segment_steps)
+
+
+def _sub_blocks(layout: BlockLayout, q_len: int, k_len: int, sub: int) -> tuple[Tensor, Tensor]:
+    """Rows (through all layouts) and columns of the kept sub-blocks that hold any token."""
+    row, column = rows_of(layout.row_offsets.long()), layout.columns.long()
+    fold = layout.block // sub
+    q_subs, k_subs = -(-(layout.lead + q_len) // sub), -(-k_len // sub)
+    layout_of, row = row // max(1, layout.q_blocks), row % max(1, layout.q_blocks)
+    if fold > 1:
+        part = torch.arange(fold)
+        row = (row[:, None, None] * fold + part[:, None]).expand(-1, fold, fold).reshape(-1)
+        column = (column[:, None, None] * fold + part).expand(-1, fold, fold).reshape(-1)
+        layout_of = layout_of[:, None].expand(-1, fold * fold).reshape(-1)
+        inside = (row < q_subs) & (column < k_subs)
+        layout_of, row, column = layout_of[inside], row[inside], column[inside]
+    return layout_of * q_subs + row, column
+
+
+def _visibility(
+    row: Tensor,
+    column: Tensor,
+    sub: int,
+    lead: int,
+    q_len: int,
+    k_len: int,
+    left: int | None,
+    right: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Say of each pair of sub-blocks whether any of its pairs of tokens is seen, and whether any is not."""
+    first_query = (row * sub - lead).clamp(min=0) + k_len - q_len
+    last_query = ((row + 1) * sub - lead).clamp(max=q_len) - 1 + k_len - q_len
+    first_key, last_key = column * sub, (column + 1) * sub - 1
+    seen = torch.ones_like(row, dtype=torch.bool)
+    cut = last_key >= k_len
+    last_key = last_key.clamp(max=k_len - 1)
+    if right is not None:
+        seen = seen & (first_key <= last_query + right)
+        cut = cut | (last_key > first_query + right)
+    if left is not None:
+        seen = seen & (last_key >= first_query - left)
+        cut = cut | (first_key < last_query - left)
+    return seen, cut
+
+
+def _unite(
+    tile: Tensor,
+    place: Tensor,
+    other: Tensor,
+    cut: Tensor,
+    rows: int,
+    own_count: int,
+    other_count: int,
+    tiles: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Unite the sub-blocks of each tile: tile, gathered sub-block, bit a place, whether it is kept whole."""
+    key, index = (tile * max(1, other_count) + other).unique(return_inverse=True)
+    bits = torch.zeros_like(key).index_add_(0, index, 1 << place)
+    uncut = torch.zeros_like(key).index_add_(0, index, (~cut).long())
+    tile, other = key // max(1, other_count), key % max(1, other_count)
+    # Places of the last tile behind the end of the sequence hold nothing that a mask could protect.
+    present = (own_count - tile % max(1, tiles) * rows).clamp(max=rows)
+    return tile, other, bits, uncut == present
+
+
+def _steps(
+    tile: Tensor, column: Tensor, bits: Tensor, whole: Tensor, rows: int, slots: int, tiles: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pack each tile's sub-blocks into steps, whole ones first: columns, bits, first step, uncut steps,
+    steps.
+    """
+    whole_count = torch.bincount(tile[whole], minlength=tiles)
+    uncut = whole_count // slots
+    # Whole sub-blocks that do not fill a step go with the others.
+    rank = _rank(tile[whole], tiles)
+    spill = rank >= (uncut * slots)[tile[whole]]
+    masked = ~whole
+    masked[whole.nonzero()[:, 0][spill]] = True
+    masked_count = torch.bincount(tile[masked], minlength=tiles)
+    steps = uncut + -(-masked_count // slots)
+    first = steps.cumsum(0) - steps
+    total = int(steps.sum())
+    table = torch.zeros((total + 1) * slots, dtype=torch.int32)
+    step_bits = torch.zeros(total + 1, dtype=torch.int64)
+    for kind, base in ((~masked, first), (masked, first + uncut)):
+        its_tile = tile[kind]
+        place = base[its_tile] * slots + _rank(its_tile, tiles)
+        table[place] = column[kind].to(torch.int32)
+        slot = place % slots
+        for sub in range(rows):
+            step_bits.index_add_(0, place // slots, ((bits[kind] >> sub) & 1) << (sub * slots + slot))
+    return table.view(total + 1, slots), _as_int32(step_bits), first, uncut, steps
+
+
+def _rank(group: Tensor, groups: int) -> Tensor:
+    """Number the members of each group; ``group`` ascends."""
+    counts = torch.bincount(group, minlength=groups)
+    return torch.arange(group.numel()) - (counts.cumsum(0) - counts)[group]
+
+
+def _as_int32(bits: Tensor) -> Tensor:
+    return torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32)
+
+
+def _items(
+    columns: Tensor,
+    bits: Tensor,
+    first: Tensor,
+    uncut: Tensor,
+    steps: Tensor,
+    layout: BlockLayout,
+    tiles: int,
+    segment_steps: int,
+) -> Schedule:
+    """Split long tiles, give heads with layouts of their own items of their own, and sort longest first."""
+    segments = (-(-steps // segment_steps)).clamp(min=1)
+    tile = torch.arange(steps.numel()).repeat_interleave(segments)
+    number = torch.arange(tile.numel()) - (segments.cumsum(0) - segments)[tile]
+    # Segments of a tile are of nearly equal length.
+    start = steps[tile] * number // segments[tile]
+    stop = steps[tile] * (number + 1) // segments[tile]
+    is_split = segments[tile] > 1
+    partial = torch.where(is_split, is_split.cumsum(0) - 1, -1)
+    partials = int(is_split.sum())
+    free = (uncut[tile] - start).clamp(min=0).minimum(stop - start)
+    item = torch.stack(
+        [tile % max(1, tiles), torch.full_like(tile, -1), first[tile] + start, free, stop - start, partial], 1
+    )
+    split_tile = (segments > 1).nonzero()[:, 0]
+    split = torch.stack(
+        [
+            split_tile % max(1, tiles),
+            torch.full_like(split_tile, -1),
+            (segments * (segments > 1)).cumsum(0)[split_tile] - segments[split_tile],
+            segments[split_tile],
+        ],
+        1,
+    )
+    shared = layout.layouts == 1
+    if not shared:
+        item = _per_head(item, tile // max(1, tiles), layout)
+        split = _per_head(split, split_tile // max(1, tiles), layout)
+    item = item[(-item[:, 4]).argsort(stable=True)]
+    return Schedule(columns, bits, item.to(torch.int32), split.to(torch.int32), partials, tiles, shared)
+
+
+def _per_head(table: Tensor, layout_of: Tensor, layout: BlockLayout) -> Tensor:
+    """Repeat the rows of each layout for each head that has it, with the head's number."""
+    parts = []
+    for head, its_layout in enumerate(layout.head_layouts.tolist()):
+        rows = table[layout_of == its_layout].clone()
+        rows[:, 1] = head
+        parts.append(rows)
+    return torch.cat(parts)
+
+
+_lock = threading.Lock()  # autograd runs backwards in threads of its own
+_schedules: OrderedDict[tuple[object, ...], Schedule] = OrderedDict()
+
+
+def schedule_for(
+    layout: BlockLayout,
+    q_len: int,
+    k_len: int,
+    left: int | None,
+    right: int | None,
+    device: torch.device,
+    *,
+    q_tile: int,
+    k_tile: int,
+    by_keys: bool,
+    split: bool = True,
+) -> Schedule:
+    """Give the schedule on a device, made at the first call and kept.
+
+    Arguments as `make_schedule`; without ``split`` every tile is one item, however long.
+    """
+    key = (layout.digest, q_len, k_len, left, right, device, q_tile, k_tile, by_keys, split)
+    with _lock:
+        found = _schedules.get(key)
+        if found is not None:
+            _schedules.move_to_end(key)
+            return found
+        made = make_schedule(
+            layout, q_len, k_len, left, right, q_tile=q_tile, k_tile=k_tile, by_keys=by_keys,
+            segment_steps=None if split else 2**31 - 1,
+        )  # fmt: skip
+        columns, bits, items, splits = (
+            x.to(device) for x in (made.columns, made.bits, made.items, made.splits)
+        )
+        made = Schedule(columns, bits, items, splits, made.partials, made.tiles, made.shared)
+        _schedules[key] = made
+        while len(_schedules) > _KEPT:
+            _schedules.popitem(last=False)
+        return made

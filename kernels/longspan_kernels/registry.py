@@ -1,0 +1,77 @@
+"""Layouts by number: a custom op takes tensors and numbers alone, so a `BlockLayout` crosses as a handle.
+
+A handle names a content: equal layouts share it, in whichever object they come, so that what a backend
+prepares for a handle serves them all. The registry is weak: it keeps no layout alive. Whoever holds a handle
+for later, as a backward or a compiled graph does, holds the layout too.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from longspan_kernels.layout import BlockLayout
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_lock = threading.Lock()
+_handles: dict[str, int] = {}
+# All living objects of a content, by identity: the handle is good as long as one of them lives.
+_layouts: dict[int, weakref.WeakValueDictionary[int, BlockLayout]] = {}
+_pinned: dict[int, BlockLayout] = {}
+
+
+class LayoutHandle(NamedTuple):
+    """A layout in numbers: its handle, and what a call checks its tensors against."""
+
+    number: int
+    heads: int
+    block: int
+    q_blocks: int
+    k_blocks: int
+    lead: int
+    causal: bool
+
+
+def handle_of(layout: BlockLayout) -> LayoutHandle:
+    """Return the handle of a layout's content; it is valid as long as this layout lives."""
+    with _lock:
+        number = _handles.setdefault(layout.digest, len(_handles) + 1)
+        _layouts.setdefault(number, weakref.WeakValueDictionary())[id(layout)] = layout
+    return LayoutHandle(
+        number, layout.heads, layout.block, layout.q_blocks, layout.k_blocks, layout.lead, layout.causal
+    )
+
+
+def pin(layout: BlockLayout) -> tuple[Any, ...]:
+    """Return the fields of a layout's handle and keep the layout for good, as a compiled graph needs."""
+    handle = handle_of(layout)
+    _pinned[handle.number] = layout
+    return tuple(handle)
+
+
+def layout_of(number: int) -> BlockLayout:
+    """Return the layout behind a handle's number.
+
+    Raises:
+        RuntimeError: no layout of this content lives any more.
+
+    """
+    with _lock:
+        for layout in _layouts.get(number, {}).values():
+            return layout
+    raise RuntimeError(
+        f"layout handle {number} names no living BlockLayout: keep the layout, or the pattern that made it, "
+        "for as long as it is attended with"
+    )
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Mark a function that Dynamo runs while it traces, to keep the result as a constant of the graph.
+
+    What `torch.compiler.assume_constant_result` does, without importing torch's compiler and so Triton.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
