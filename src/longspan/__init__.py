@@ -1,0 +1,37 @@
+"""Longspan: transformers on long sequences through block-sparse attention.
+
+Importing this package makes the attention implementation ``longspan`` known to transformers, and changes
+nothing else there.
+"""
+
+from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
+from longspan.models import sparsify
+from longspan.sparsity import (
+    BigBirdSparsityConfig,
+    BSLongformerSparsityConfig,
+    DenseSparsityConfig,
+    FixedSparsityConfig,
+    LocalSlidingWindowSparsityConfig,
+    SparsityConfig,
+    VariableSparsityConfig,
+    from_deepspeed,
+)
+from longspan.version import __version__
+from longspan_kernels import BlockLayout, block_sparse_attention
+
+__all__ = [
+    "BSLongformerSparsityConfig",
+    "BertSparseSelfAttention",
+    "BigBirdSparsityConfig",
+    "BlockLayout",
+    "DenseSparsityConfig",
+    "FixedSparsityConfig",
+    "LocalSlidingWindowSparsityConfig",
+    "SparseSelfAttention",
+    "SparsityConfig",
+    "VariableSparsityConfig",
+    "__version__",
+    "block_sparse_attention",
+    "from_deepspeed",
+    "sparsify",
+]

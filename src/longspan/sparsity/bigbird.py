@@ -1,0 +1,76 @@
+"""BigBird: a sliding window, global blocks at the start, random blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from longspan.sparsity import checks
+from longspan.sparsity.base import SparsityConfig
+from longspan.sparsity.checks import Attention
+
+
+@dataclass(frozen=True)
+class BigBirdSparsityConfig(SparsityConfig):
+    """BigBird (Zaheer et al. 2020, arXiv:2007.14062): a sliding window, global blocks and random blocks.
+
+    Row ``r`` keeps ``|r - c| <= n // 2`` (``n = num_sliding_window_blocks``), ``c < G`` and, if ``r < G``,
+    every column (``G = num_global_blocks``), and ``R = num_random_blocks`` random columns besides, drawn from
+    those that the rest does not keep; a row draws what there is. If unidirectional, the lower triangle of it
+    all.
+
+    Density about ``(2 (n // 2) + 1 + 2 G + R) / nb`` of ``nb`` blocks (unidirectional: the rows of the global
+    blocks and half the window less): linear in the length.
+
+    Args:
+        num_heads: number of attention heads.
+        block: tokens a block.
+        different_layout_per_head: whether each head draws its own random blocks.
+        num_random_blocks: random columns a row.
+        num_sliding_window_blocks: width of the window; its half, rounded down, lies on either side.
+        num_global_blocks: blocks at the start that see, and are seen by, all.
+        attention: "bidirectional" or "unidirectional" (causal to the token).
+        seed: of the random blocks, in ``[0, 2**64)``.
+
+    Raises:
+        ValueError: an argument is out of its range; in ``layout``, also a sequence of fewer blocks than one
+            of the three numbers.
+
+    """
+
+    num_random_blocks: int = 1
+    num_sliding_window_blocks: int = 3
+    num_global_blocks: int = 1
+    attention: Attention = "bidirectional"
+    seed: int = 0
+
+    name: ClassVar[str] = "bigbird"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("num_random_blocks", "num_sliding_window_blocks", "num_global_blocks"):
+            self._store(field, checks.integer(field, getattr(self, field), 0))
+        self._store("seed", checks.integer("seed", self.seed, 0, 2**64 - 1))
+
+    @property
+    def random_blocks(self) -> tuple[int, int]:
+        """Number of random columns a row, and their seed."""
+        return self.num_random_blocks, self.seed
+
+    def check_num_blocks(self, num_blocks: int) -> None:
+        """Fewer blocks than any of the three numbers are an error."""
+        for field in ("num_random_blocks", "num_sliding_window_blocks", "num_global_blocks"):
+            value = getattr(self, field)
+            if value > num_blocks:
+                raise ValueError(
+                    f"{field} must be at most the number of blocks, {num_blocks} here, got {value}"
+                )
+
+    def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
+        """The window, the global columns, and every column for a global row."""
+        half, zero = self.num_sliding_window_blocks // 2, np.zeros_like(rows)
+        starts = np.stack([rows - half, zero, zero], axis=1)
+        whole = np.where(rows < self.num_global_blocks, num_blocks, 0)
+        return starts, np.stack([rows + half + 1, zero + self.num_global_blocks, whole], axis=1)

@@ -1,0 +1,71 @@
+"""Checks of a pattern's arguments: each returns the value as it is stored, or names what is wrong with it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, Literal
+
+Attention = Literal["bidirectional", "unidirectional"]
+
+
+def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Return ``value`` as an int.
+
+    Raises:
+        ValueError: ``value`` is no integer (a boolean is none) or lies outside ``[minimum, maximum]``.
+
+    """
+    allowed = f"an integer of at least {minimum}" + ("" if maximum is None else f" and at most {maximum}")
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < minimum or (maximum is not None and number > maximum):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return number
+
+
+def integers(name: str, value: Any, minimum: int) -> tuple[int, ...]:
+    """Return a list-like ``value`` as a tuple of ints.
+
+    Raises:
+        ValueError: ``value`` is no list of integers of at least ``minimum``.
+
+    """
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
+        raise ValueError(f"{name} must be a list of integers of at least {minimum}, got {value!r}")
+    return tuple(integer(f"{name}[{n}]", item, minimum) for n, item in enumerate(value))
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return ``value``.
+
+    Raises:
+        ValueError: ``value`` is neither True nor False.
+
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def direction(value: Any) -> Attention:
+    """Return ``value``, the ``attention`` of a pattern.
+
+    Raises:
+        ValueError: ``value`` is neither "bidirectional" nor "unidirectional".
+
+    """
+    if value == "bidirectional" or value == "unidirectional":
+        return value
+    raise ValueError(f"attention must be 'bidirectional' or 'unidirectional', got {value!r}")
+
+
+def bidirectional_if_horizontal(attention: Attention, horizontal_global_attention: bool) -> None:
+    """Raise ValueError where global rows that see everything are asked for in a unidirectional pattern."""
+    if horizontal_global_attention and attention == "unidirectional":
+        raise ValueError(
+            "horizontal_global_attention must be False with attention 'unidirectional', got True: a global "
+            "row that attends every column sees its future; only 'bidirectional' allows it"
+        )

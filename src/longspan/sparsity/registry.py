@@ -1,0 +1,90 @@
+"""Names of patterns, and patterns from dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+from longspan.sparsity.base import SparsityConfig
+from longspan.sparsity.bigbird import BigBirdSparsityConfig
+from longspan.sparsity.bslongformer import BSLongformerSparsityConfig
+from longspan.sparsity.dense import DenseSparsityConfig
+from longspan.sparsity.fixed import FixedSparsityConfig
+from longspan.sparsity.local_sliding_window import LocalSlidingWindowSparsityConfig
+from longspan.sparsity.variable import VariableSparsityConfig
+
+_patterns: dict[str, type[SparsityConfig]] = {
+    cls.name: cls
+    for cls in (
+        DenseSparsityConfig,
+        FixedSparsityConfig,
+        VariableSparsityConfig,
+        BigBirdSparsityConfig,
+        BSLongformerSparsityConfig,
+        LocalSlidingWindowSparsityConfig,
+    )
+}
+
+PATTERNS: Mapping[str, type[SparsityConfig]] = MappingProxyType(_patterns)
+"""The registered patterns, name -> class; read-only, see `register`."""
+
+
+def register(name: str, cls: type[SparsityConfig]) -> type[SparsityConfig]:
+    """Make a pattern of one's own known under its ``name``, and return it.
+
+    Raises:
+        ValueError: ``cls`` is no SparsityConfig, its ``name`` is another one, or the name is another class's.
+
+    """
+    if not (isinstance(cls, type) and issubclass(cls, SparsityConfig)):
+        raise ValueError(f"cls must be a subclass of SparsityConfig, got {cls!r}")
+    own = getattr(cls, "name", None)
+    if own != name:
+        raise ValueError(f"name must be the class's own `name`, {own!r} of {cls.__name__}, got {name!r}")
+    if _patterns.get(name, cls) is not cls:
+        raise ValueError(f"name {name!r} already belongs to {_patterns[name].__name__}; choose another name")
+    _patterns[name] = cls
+    return cls
+
+
+def arguments(cls: type[SparsityConfig]) -> tuple[str, ...]:
+    """Return the names of a pattern's arguments, in order."""
+    return tuple(field.name for field in fields(cls) if field.init)
+
+
+def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
+    """Make a pattern from ``{"name": ..., argument: value, ...}``; the inverse of ``SparsityConfig.to_dict``.
+
+    Raises:
+        ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` is
+            missing, or a value is out of its range.
+
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a pattern is made from a dictionary with a 'name', got {values!r}")
+    rest = {str(key): value for key, value in values.items()}
+    name = rest.pop("name", None)
+    if name not in _patterns:
+        raise ValueError(f"name must be one of {', '.join(_patterns)}, got {name!r}")
+    return build(_patterns[name], rest)
+
+
+def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfig:
+    """Make a pattern of one class, with clear errors for unknown and missing arguments.
+
+    Raises:
+        ValueError: a key is no argument of the pattern, ``num_heads`` is missing, or a value is out of its
+            range.
+
+    """
+    allowed = arguments(cls)
+    unknown = [key for key in values if key not in allowed]
+    if unknown:
+        raise ValueError(
+            f"{cls.name} has no argument {', '.join(map(repr, unknown))}; allowed are {', '.join(allowed)}"
+        )
+    if "num_heads" not in values:
+        raise ValueError(f"{cls.name} needs num_heads, got only {', '.join(values) or 'nothing'}")
+    return cls(**values)
