@@ -1,0 +1,202 @@
+"""Objectives: what a batch is made of, and the loss that reads it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longspan.data.packing import Sample
+from longspan.data.tokenizer import Tokenizer
+
+# The label of a position that is not scored: the one that torch's cross_entropy leaves out by default.
+IGNORE = -100
+
+
+class Objective(ABC):
+    """Masked or causal language modelling: what the collator makes and the loss reads.
+
+    Attributes:
+        name: "mlm" or "clm".
+        attention: the direction that the model attends in, "bidirectional" or "unidirectional".
+        lookahead: tokens that a sample must hold beyond the sequence length.
+
+    """
+
+    name: str
+    lookahead: int
+
+    def __init__(self, attention: str) -> None:
+        self.attention = attention
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise ValueError if the objective cannot work with the tokenizer."""
+        _ = tokenizer
+
+    @abstractmethod
+    def _inputs_and_labels(
+        self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(input_ids, labels, bytes that each position's label stands for), int64 `[seq_len]` each."""
+
+    def collate(
+        self, samples: Sequence[Sample], tokenizer: Tokenizer, *, document_mask: bool = False, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Make a batch; a pure function of its arguments.
+
+        Args:
+            samples: packed sequences of `seq_len + lookahead` tokens.
+            tokenizer: whose ids these are.
+            document_mask: put `document_ids` and `position_ids` into the batch, and score no label that
+                lies in another document than the position that predicts it.
+            seed: of the masks, which depend on it and on the epoch and index of each sample alone.
+
+        Returns:
+            int64 tensors: `input_ids` `[batch, seq_len]`; `labels` `[batch, seq_len]`, the target of each
+            position, -100 where it is not scored; `num_bytes` `[batch]`, the bytes of text that the scored
+            labels stand for; with `document_mask` also `document_ids` `[batch, seq_len]`, equal inside one
+            document, and `position_ids` `[batch, seq_len]`, counted from the start of the document or of
+            the sequence, whichever is later.
+
+        """
+        rows = [self._inputs_and_labels(sample, tokenizer, document_mask, seed) for sample in samples]
+        batch = {
+            "input_ids": torch.from_numpy(np.stack([row[0] for row in rows])),
+            "labels": torch.from_numpy(np.stack([row[1] for row in rows])),
+            "num_bytes": torch.tensor([int(row[2][row[1] != IGNORE].sum()) for row in rows]),
+        }
+        if document_mask:
+            length = batch["input_ids"].shape[1]
+            documents = np.stack([sample.document_ids[:length] for sample in samples])
+            batch["document_ids"] = torch.from_numpy(documents)
+            batch["position_ids"] = torch.from_numpy(positions_in_documents(documents))
+        return batch
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the scored labels, in nats a token, in float32.
+
+        Args:
+            logits: `[batch, seq_len, vocabulary]`, any floating-point type.
+            labels: int64 `[batch, seq_len]`, -100 where not scored.
+
+        Returns:
+            float32 scalar; zero, with zero gradients, where no label is scored.
+
+        """
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+class MaskedLanguageModeling(Objective):
+    """Predict the tokens that were hidden (Devlin et al. 2019, "BERT", section 3.1).
+
+    Each ordinary token is chosen with `mask_probability`. Of the chosen ones, `mask_token_probability` become
+    the mask token, `random_token_probability` an ordinary token drawn uniformly, and the rest stay as they
+    are; all chosen ones are scored. Special tokens are never chosen.
+
+    Args:
+        mask_probability: in (0, 1].
+        mask_token_probability, random_token_probability: in [0, 1], at most 1 together.
+        attention: "bidirectional", or "unidirectional" for a masked model that only looks back.
+
+    Raises:
+        ValueError: for any other value.
+
+    """
+
+    name = "mlm"
+    lookahead = 0
+
+    def __init__(
+        self,
+        mask_probability: float = 0.15,
+        mask_token_probability: float = 0.8,
+        random_token_probability: float = 0.1,
+        attention: str = "bidirectional",
+    ) -> None:
+        super().__init__(attention)
+        if not 0.0 < mask_probability <= 1.0:
+            raise ValueError(f"mask_probability={mask_probability!r} must lie in (0, 1]")
+        if not (
+            mask_token_probability >= 0.0
+            and random_token_probability >= 0.0
+            and mask_token_probability + random_token_probability <= 1.0
+        ):
+            raise ValueError(
+                f"mask_token_probability={mask_token_probability!r} and "
+                f"random_token_probability={random_token_probability!r} must each lie in [0, 1] "
+                "and be at most 1 together"
+            )
+        if attention not in ("bidirectional", "unidirectional"):
+            raise ValueError(f"attention={attention!r} must be 'bidirectional' or 'unidirectional'")
+        self.mask_probability = mask_probability
+        self.mask_token_probability = mask_token_probability
+        self.random_token_probability = random_token_probability
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise ValueError if the tokenizer has no mask token."""
+        if tokenizer.mask_token_id is None:
+            raise ValueError(
+                "objective 'mlm' needs a tokenizer with a mask token, and this one has none; "
+                "choose the objective 'clm' or another tokenizer"
+            )
+
+    def _inputs_and_labels(
+        self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids = sample.input_ids
+        special = tokenizer.is_special
+        mask_token = np.int64(tokenizer.mask_token_id or 0)  # `check` has seen that there is one
+        draws = np.random.default_rng([seed, sample.epoch, sample.index])
+        chosen = (draws.random(len(ids)) < self.mask_probability) & ~special[ids]
+        lot = draws.random(len(ids))
+        ordinary = np.flatnonzero(~special)
+        replacement = ordinary[draws.integers(len(ordinary), size=len(ids))]
+        masked = chosen & (lot < self.mask_token_probability)
+        swapped = chosen & ~masked & (lot < self.mask_token_probability + self.random_token_probability)
+        inputs = np.where(masked, mask_token, np.where(swapped, replacement, ids))
+        return inputs, np.where(chosen, ids, IGNORE), sample.byte_lengths
+
+
+class CausalLanguageModeling(Objective):
+    """Predict each token from those before it; labels are shifted: `labels[i]` follows `input_ids[i]`.
+
+    Args:
+        attention: "unidirectional"; a causal model cannot look ahead.
+
+    Raises:
+        ValueError: for any other value.
+
+    """
+
+    name = "clm"
+    lookahead = 1
+
+    def __init__(self, attention: str = "unidirectional") -> None:
+        super().__init__(attention)
+        if attention != "unidirectional":
+            raise ValueError(
+                f"attention={attention!r} must be 'unidirectional' under the objective 'clm': "
+                "a position that sees the token after it has nothing to predict"
+            )
+
+    def _inputs_and_labels(
+        self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        labels = sample.input_ids[1:]
+        if document_mask:
+            same = sample.document_ids[1:] == sample.document_ids[:-1]
+            labels = np.where(same, labels, IGNORE)
+        return sample.input_ids[:-1], labels, sample.byte_lengths[1:]
+
+
+def positions_in_documents(document_ids: np.ndarray) -> np.ndarray:
+    """Positions counted from the start of each run of equal document numbers, int64 `[batch, length]`."""
+    positions = np.broadcast_to(np.arange(document_ids.shape[1]), document_ids.shape)
+    starts = np.zeros(document_ids.shape, dtype=bool)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)

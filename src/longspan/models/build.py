@@ -1,0 +1,120 @@
+"""Hugging Face language models with fresh weights, from a handful of numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from longspan.models.architectures import ARCHITECTURES, OBJECTIVES, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_model(
+    architecture: str,
+    objective: str,
+    vocab_size: int,
+    max_positions: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    intermediate_size: int | None = None,
+    dropout: float = 0.0,
+    pad_token_id: int | None = None,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    vocab_multiple: int = 1,
+    gradient_checkpointing: bool = False,
+    config_overrides: dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Make a language model of a known architecture with random weights; its attention is the stock one.
+
+    Args:
+        architecture: ``"bert"``, ``"roberta"``, ``"modernbert"``, ``"gpt2"`` or ``"llama"``.
+        objective: ``"mlm"`` (bidirectional, masked language modelling) or ``"clm"`` (causal). BERT and
+            RoBERTa become decoders under ``"clm"``, ModernBERT becomes ModernBertDecoder; GPT-2 and Llama are
+            causal only.
+        vocab_size: number of token ids, special tokens included.
+        max_positions: the longest sequence, in tokens. RoBERTa numbers its positions from
+            ``pad_token_id + 1`` on; the rows for that are added here.
+        hidden_size: width of the residual stream, a multiple of ``num_heads``.
+        num_layers: number of transformer layers.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads (Llama only), ``num_heads`` if None.
+        intermediate_size: width of the feed-forward layer. If None: 4 times the hidden size for BERT, RoBERTa
+            and GPT-2, 1.5 times for the gated one of ModernBERT, 8/3 times for Llama's, rounded up to a
+            multiple of 64.
+        dropout: probability in ``[0, 1)`` of every dropout that the architecture has.
+        pad_token_id: the padding token; RoBERTa and ModernBertDecoder need one.
+        bos_token_id: the token that begins a sequence, or None. ModernBertDecoder needs one.
+        eos_token_id: the token that ends a sequence, or None. ModernBertDecoder needs one.
+        vocab_multiple: the embedding gets the next multiple of this many rows; the extra rows stand for no
+            token.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        config_overrides: further fields of the architecture's Hugging Face configuration, taken last.
+
+    Returns:
+        The model, in training mode. Its forward makes no key-value cache unless it is called with
+        ``use_cache=True``; ``generate`` makes its own.
+
+    Raises:
+        ValueError: an unknown architecture or objective, a pair that does not exist, a size out of range, or
+            a configuration field that the architecture does not have.
+
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    sizes = {
+        "vocab_size": vocab_size,
+        "max_positions": max_positions,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "intermediate_size": 1 if intermediate_size is None else intermediate_size,
+        "vocab_multiple": vocab_multiple,
+    }
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if hidden_size % num_heads:
+        raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of num_heads ({num_heads})")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+    for name, value in ids.items():
+        if value is not None and not 0 <= value < vocab_size:
+            raise ValueError(f"{name} must lie in [0, {vocab_size}), the vocabulary; got {value}")
+    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if architecture != "llama" and kv_heads != num_heads:
+        raise ValueError(
+            f"num_kv_heads must be None or num_heads ({num_heads}) for {architecture}, got {num_kv_heads}"
+        )
+    if kv_heads < 1 or num_heads % kv_heads:
+        raise ValueError(f"num_kv_heads must divide num_heads ({num_heads}), got {num_kv_heads}")
+
+    shared = {
+        "vocab_size": -(-vocab_size // vocab_multiple) * vocab_multiple,
+        "max_position_embeddings": max_positions,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        **ids,
+    }
+    if architecture == "llama":
+        shared["num_key_value_heads"] = kv_heads
+    request = Request(objective, shared, intermediate_size, dropout, dict(config_overrides or {}))
+    config, model_class = ARCHITECTURES[architecture](request)
+    model = model_class(config)
+    if objective == "clm":
+        # Training needs no cache, and some models would fill one at every step.
+        model.config.use_cache = False
+    if gradient_checkpointing:
+        # The newer name of the same method; the older one warns where both exist.
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
+    return model.train()

@@ -1,0 +1,128 @@
+"""Which pattern each attention layer has: its SparseSelfAttention, and the entry in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from longspan.attention import SparseSelfAttention
+from longspan.sparsity import DenseSparsityConfig, SparsityConfig, from_dict
+
+# The configuration's field: one pattern's to_dict() for all layers, or a list with one, or None, a layer.
+CONFIG_KEY = "longspan_sparsity"
+
+_ATTRIBUTE = "sparse_self_attention"
+_DENSE_BLOCK = 64
+
+
+def sparsity_of(config: Any) -> list[SparsityConfig]:
+    """Read each layer's pattern from a Hugging Face configuration.
+
+    Args:
+        config: the configuration of a model that `sparsify` has changed, or that was loaded from one.
+
+    Returns:
+        One pattern a layer.
+
+    Raises:
+        ValueError: the configuration names no pattern, one of another number of layers, or an unknown one.
+
+    """
+    entry = getattr(config, CONFIG_KEY, None)
+    if entry is None:
+        raise ValueError(
+            f"the {type(config).__name__} of this model has no sparsity ({CONFIG_KEY}), so attention "
+            "implementation 'longspan' does not know what to keep: call longspan.sparsify(model, pattern)"
+        )
+    layers = config.num_hidden_layers
+    entries = [entry] * layers if isinstance(entry, dict) else list(entry)
+    if len(entries) != layers:
+        raise ValueError(f"{CONFIG_KEY} lists {len(entries)} patterns for {layers} layers")
+    return [pattern_or_dense(item if item is None else from_dict(item), config) for item in entries]
+
+
+def pattern_or_dense(pattern: SparsityConfig | None, config: Any) -> SparsityConfig:
+    """Return the pattern, or for None the dense one with the heads of the configuration."""
+    if pattern is not None:
+        return pattern
+    return DenseSparsityConfig(num_heads=config.num_attention_heads, block=_DENSE_BLOCK)
+
+
+def attention_of(module: nn.Module) -> SparseSelfAttention:
+    """Return the layer's SparseSelfAttention; a model loaded from disk makes it in its first forward.
+
+    Raises:
+        ValueError: the layer has none and its configuration names no pattern, or it is cross attention.
+
+    """
+    attention = getattr(module, _ATTRIBUTE, None)
+    if attention is None:
+        refuse_cross_attention(module.config)
+        attention = attach(module, sparsity_of(module.config)[_layer_index(module)])
+    return attention
+
+
+def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") -> SparseSelfAttention:
+    """Give an attention layer the SparseSelfAttention of a pattern: a submodule without parameters."""
+    attention = SparseSelfAttention(pattern, backend=backend)
+    setattr(module, _ATTRIBUTE, attention)
+    return attention
+
+
+def self_attention_layers(model: nn.Module) -> list[nn.Module]:
+    """Find the self-attention layers of a Hugging Face model, in the order of their layers.
+
+    Raises:
+        ValueError: the model attends to an encoder, or its layers do not follow transformers' attention
+            interface.
+
+    """
+    config: Any = model.config
+    refuse_cross_attention(config)
+    found = [module for module in model.modules() if is_self_attention(module)]
+    found.sort(key=_layer_index)
+    indices = [_layer_index(module) for module in found]
+    if not found or indices != list(range(len(found))) or len({id(module.config) for module in found}) != 1:
+        raise ValueError(
+            f"{type(model).__name__} must have one self-attention per layer that follows transformers' "
+            f"attention interface (attributes is_causal and layer_idx); found layers {indices}"
+        )
+    return found
+
+
+def is_self_attention(module: nn.Module) -> bool:
+    """Say whether a module is an attention layer that calls transformers' attention interface."""
+    return hasattr(module, "is_causal") and isinstance(getattr(module, "layer_idx", None), int)
+
+
+def refuse_cross_attention(config: Any) -> None:
+    """Raise ValueError for a model that attends to an encoder: such layers have no pattern."""
+    for name in ("is_encoder_decoder", "add_cross_attention"):
+        if getattr(config, name, False):
+            raise ValueError(
+                f"models with cross attention are not supported: config.{name} is True in "
+                f"{type(config).__name__}, and a pattern is for self-attention"
+            )
+
+
+def _layer_index(module: nn.Module) -> int:
+    index: Any = module.layer_idx
+    return index
+
+
+def per_layer(
+    sparsity: SparsityConfig | Sequence[SparsityConfig | None], layers: int
+) -> Sequence[SparsityConfig | None]:
+    """Spread one pattern over the layers, or check that there is one a layer.
+
+    Raises:
+        ValueError: another number of patterns than layers.
+
+    """
+    if isinstance(sparsity, SparsityConfig):
+        return [sparsity] * layers
+    if len(sparsity) != layers:
+        raise ValueError(f"sparsity must be one pattern or {layers}, one per layer; got {len(sparsity)}")
+    return sparsity

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, the optimizer, the schedules, the callbacks, the loggers and the reports."""

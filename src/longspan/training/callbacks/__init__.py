@@ -1,0 +1,1 @@
+"""Callbacks: exact resumption, checkpoints, throughput, progress, the last validation."""

@@ -1,0 +1,148 @@
+"""Where the configuration lies, and how an object is made of a part of it.
+
+Nothing here knows Hydra: a configuration is an OmegaConf node, a dictionary or a list.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# A configuration file may come from anywhere; what it may call may not.
+ALLOWED_PACKAGES = ("longspan", "torch", "lightning", "transformers", "datasets", "functools")
+
+# What the run hands to these beside their configuration, by target: no key of a configuration, so that none
+# can be set there and then be overruled.
+SUPPLIED: dict[str, tuple[str, ...]] = {
+    "longspan.training.data_module.DataModule": ("tokenizer", "objective"),
+    "longspan.models.build.build_model": (
+        "objective",
+        "vocab_size",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    ),
+    "longspan.training.trainer.make_trainer": ("callbacks", "loggers"),
+}
+
+_CONTROL_KEYS = ("_target_", "_partial_")
+
+
+class ConfigError(Exception):
+    """A mistake in the configuration: its message is for the user and needs no traceback."""
+
+
+def config_dir() -> Path:
+    """The folder that holds train.yaml and the groups: `conf` of a checkout, `longspan/conf` of a wheel.
+
+    Raises FileNotFoundError where neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    candidates = (package / "conf", package.parents[1] / "conf")
+    for candidate in candidates:
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no train.yaml in {' nor in '.join(str(path) for path in candidates)}")
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function of a dotted name such as `longspan.sparsity.BigBirdSparsityConfig`.
+
+    Raises ConfigError where the name lies outside ALLOWED_PACKAGES, does not exist or cannot be called.
+    """
+    allowed = ", ".join(ALLOWED_PACKAGES)
+    if not isinstance(target, str) or target.partition(".")[0] not in ALLOWED_PACKAGES:
+        raise ConfigError(f"_target_={target}: a target lies in one of {allowed}")
+    try:
+        found = _resolve(target)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"_target_={target}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"_target_={target}: a {type(found).__name__} cannot be called")
+    # `torch.os.system` begins with an allowed name as well, so ask the object where it is from.
+    home = str(getattr(found, "__module__", None) or "")
+    if home.partition(".")[0] not in ALLOWED_PACKAGES:
+        raise ConfigError(f"_target_={target}: it comes from {home or 'nowhere'}; allowed are {allowed}")
+    return found
+
+
+def _resolve(target: str) -> Any:
+    """Import as far as there are modules, then look up; an import failing inside a module tells itself."""
+    parts = target.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for depth, part in enumerate(parts[1:], start=2):
+        if inspect.ismodule(found) and not hasattr(found, part):
+            name = ".".join(parts[:depth])
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name:
+                    raise
+        found = getattr(found, part)
+    return found
+
+
+def instantiate(config: Any, /, **arguments: Any) -> Any:
+    """The object that a configuration describes by `_target_` and its arguments, inner ones first.
+
+    `_partial_: true` gives a factory that waits for the remaining arguments. `arguments` are handed to the
+    outermost target beside those of the configuration, and win over them. Values still missing (`???`)
+    are left to the target's own defaults. None gives None; a dictionary or list without `_target_` is
+    rebuilt with what is in it instantiated.
+
+    Raises ConfigError, which names the key, for a target that is not allowed, a value that is missing, and
+    any ValueError, TypeError, OSError or ImportError of the target itself.
+    """
+    where = ""
+    if OmegaConf.is_config(config):
+        where = str(config._get_full_key(None))
+        try:
+            config = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{where or 'configuration'}: {str(error).splitlines()[0]}") from error
+    return _build(config, where, arguments)
+
+
+def _build(node: Any, where: str, arguments: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_build(item, f"{where}[{index}]", {}) for index, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {
+        key: _build(value, f"{where}.{key}" if where else str(key), {})
+        for key, value in node.items()
+        if key not in _CONTROL_KEYS and not (isinstance(value, str) and value == "???")
+    }
+    if "_target_" not in node:
+        return inner
+    target = locate(node["_target_"])
+    inner.update(arguments)
+    if node.get("_partial_", False):
+        return _Factory(target, inner, where)
+    return _call(target, inner, where)
+
+
+class _Factory:
+    """A target that waits for its remaining arguments, as functools.partial; its errors name the key."""
+
+    def __init__(self, target: Callable[..., Any], arguments: dict[str, Any], where: str):
+        self.func, self.keywords, self.where = target, arguments, where
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(lambda **given: self.func(*args, **given), {**self.keywords, **kwargs}, self.where)
+
+    def __repr__(self) -> str:
+        return f"{self.func.__qualname__}({', '.join(f'{k}={v!r}' for k, v in self.keywords.items())})"
+
+
+def _call(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:
+    try:
+        return target(**arguments)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise ConfigError(f"{where or target.__qualname__}: {error}") from error

@@ -1,0 +1,73 @@
+"""Mistakes in a configuration, told with what would have been right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+_CONTROL = ("_target_", "_partial_", "defaults", "hydra")
+
+
+def allowed_keys(node: DictConfig, wrong: str) -> str:
+    """The keys that may stand where `wrong` was written, the nearest one first."""
+    keys = [str(key) for key in node if key not in _CONTROL]
+    if not keys:
+        return "no key may stand here"
+    return f"allowed: {', '.join(keys)}{nearest(wrong, keys)}"
+
+
+def nearest(wrong: str, options: Iterable[str]) -> str:
+    """` (did you mean …?)`, or nothing where no option is near."""
+    found = difflib.get_close_matches(wrong, list(options), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """One line for an error of OmegaConf: a key with the allowed ones, a value with the type wanted."""
+    first = str(error.msg or error).strip().splitlines()[0]
+    full_key, parent = error.full_key or str(error.key or ""), error.parent_node
+    if isinstance(error, AttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
+        return f"unknown key '{full_key}'; {allowed_keys(parent, str(error.key))}"
+    if isinstance(error, ValidationError):
+        wanted = _wanted(parent, error.key)
+        return f"{full_key}: {first}{f'; expected {wanted}' if wanted else ''}"
+    return f"{full_key}: {first}" if full_key else first
+
+
+def _wanted(parent: Any, key: Any) -> str:
+    if not isinstance(parent, DictConfig):
+        return ""
+    hint = (getattr(OmegaConf.get_type(parent), "__annotations__", None) or {}).get(key)
+    if hint is None:
+        return ""
+    return hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
+
+
+def describe(error: Exception, config_dir: Path) -> str:
+    """The message of a user's mistake, from Hydra, OmegaConf or our own code."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = error.options or sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+        known = f"{', '.join(options)}{nearest(option, options)}"
+        return f"no option '{option}' in the group {group}; options: {known}"
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error)
+    if isinstance(error, ConfigCompositionException):
+        if isinstance(cause, OmegaConfBaseException):
+            origin = str(error).splitlines()[0].partition(": ")[0]
+            return f"{origin}: {explain(cause)}" if origin.startswith("In '") else explain(cause)
+        message = str(error).partition("\nTo append")[0]
+        if message.startswith("Multiple values for"):
+            message = f"{message.partition('. ')[0]}: write it once, without a +."
+        if "defaults list" in message or "config group" in message:
+            groups = sorted(path.name for path in config_dir.iterdir() if path.is_dir())
+            message += f" Groups: {', '.join(groups)}"
+        return message
+    return str(error)

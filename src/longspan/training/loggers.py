@@ -1,0 +1,163 @@
+"""Loggers whose files lie in the run's directory and nowhere else: a CSV file, and Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class _MetricsFile(ExperimentWriter):
+    """Writes below what a file already holds, which Lightning's writer deletes: a resumed run keeps it."""
+
+    def _check_log_dir_exists(self) -> None:
+        if self._fs.isfile(self.metrics_file_path):
+            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class CsvLogger(CSVLogger):
+    """Writes `<run_dir>/metrics.csv`, a row at each log, on the disk at once, and `<run_dir>/hparams.yaml`.
+
+    Args:
+        run_dir: the run's directory.
+
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's directory."""
+        return self.save_dir
+
+    @property
+    def metrics_file(self) -> str:
+        """Path of the file of metrics."""
+        return str(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of the file, made at the first use."""
+        if self._experiment is None:
+            os.makedirs(self.log_dir, exist_ok=True)
+            self._experiment = _MetricsFile(log_dir=self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+
+class WandbRun(WandbLogger):
+    """Logs to Weights & Biases, offline unless asked otherwise: no account, no network, no output.
+
+    All its files, cache and settings too, lie in `<run_dir>/wandb`. `wandb sync` uploads an offline run.
+
+    Args:
+        run_dir: the run's directory.
+        project: the project the run belongs to.
+        name: the run's name; null for one that Weights & Biases makes up.
+        group: groups runs, for instance those of a sweep.
+        tags: labels.
+        entity: the user or team; null for the account's own. Matters online alone.
+        offline: log to files alone.
+
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        project: str = "longspan",
+        name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        entity: str | None = None,
+        offline: bool = True,
+    ) -> None:
+        self.folder = Path(run_dir) / "wandb"
+        super().__init__(
+            name=name,
+            save_dir=run_dir,
+            offline=offline,
+            project=project,
+            group=group,
+            tags=list(tags or []),
+            entity=entity,
+            mode="offline" if offline else "online",
+            # A run of its own, whatever else is open in this process: a sweep has one after the other.
+            reinit="create_new",
+            settings={
+                "silent": offline,
+                "console": "off",
+                "disable_git": True,
+                "disable_code": True,
+            },
+        )
+
+        # Lightning hands on this argument, which Weights & Biases warns of, given or not.
+        self._wandb_init.pop("anonymous", None)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, opened at the first use."""
+        if self._experiment is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Weights & Biases keeps these in the home directory otherwise, and reads them when a run opens.
+            places = {
+                name: str(self.folder / name.lower()) for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")
+            }
+            folders = {f"WANDB_{name}_DIR": place for name, place in places.items()}
+            before = {name: os.environ.get(name) for name in [*folders, "WANDB_MODE"]}
+            os.environ.update(folders)
+            try:
+                return super().experiment
+            finally:
+                # Lightning leaves WANDB_MODE=dryrun behind, which a later online run here would obey.
+                for name, value in before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+        return self._experiment
+
+    def close(self, failed: bool = False) -> None:
+        """Finish the run: write what is left and mark how it ended."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=int(failed))
+            self._experiment = None
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Finish the run when training failed; a success may still log, until `close_loggers`."""
+        super().finalize(status)
+        if status == "failed":
+            self.close(failed=True)
+
+
+def log_configuration(loggers: Iterable[Logger], configuration: Mapping[str, Any]) -> None:
+    """Write the configuration, nested as it is, and whatever else describes the run, to every logger.
+
+    Args:
+        loggers: the trainer's loggers.
+        configuration: nested mappings, lists, strings and numbers; for instance the resolved configuration
+            with the facts of the corpus beside it.
+
+    """
+    for logger in loggers:
+        logger.log_hyperparams(dict(configuration))  # type: ignore[arg-type]
+        logger.save()
+
+
+def close_loggers(loggers: Iterable[Logger]) -> None:
+    """Finish the loggers of a run, so that the next run of this process starts its own."""
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbRun):
+            logger.close()

@@ -1,0 +1,153 @@
+"""What a run reached, as a machine reads it: result.json in the run's directory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from longspan.training.callbacks.throughput import Throughput, peak_memory
+from longspan.training.facts import RunFacts
+from longspan.training.loggers import CsvLogger, WandbRun
+from longspan.training.module import LongspanModule
+
+# Name of the file in the run's directory.
+FILE = "result.json"
+PACKAGES = ("longspan", "torch", "lightning", "transformers")
+
+
+def collect_result(
+    facts: RunFacts,
+    trainer: pl.Trainer,
+    module: LongspanModule,
+    seconds: float,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what a run reached, with everything that is needed to know what it was. Plain types throughout.
+
+    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of
+    wall time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a
+    token, `best_val_loss`, `perplexity`, `bits_per_byte`, `nats_per_byte`, `byte_entropy` (of all the
+    held-out text, nats a byte) and `below_byte_entropy` (its difference to `nats_per_byte`, which is that
+    of the validated sequences); a figure that is not known is None. `steps`, `tokens`; `throughput`:
+    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `model`, `objective`, `patterns`, `corpus`,
+    `device`, `precision`, `backend`, `versions`, `checkpoints`, `files`, `config`.
+    """
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    bits = logged.get("val/bits_per_byte")
+    nats = None if bits is None else bits * math.log(2)
+    entropy = facts.byte_entropy
+    best = last = best_loss = None
+    throughput: dict[str, Any] = {"tokens_per_second": None, "step_seconds": None}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint):
+            best = callback.best_model_path or None
+            best_loss = None if callback.best_model_score is None else float(callback.best_model_score)
+        elif isinstance(callback, LastCheckpoint):
+            last = callback.path if callback.written else None
+        elif isinstance(callback, Throughput):
+            throughput["tokens_per_second"] = callback.tokens_per_second
+            throughput["step_seconds"] = callback.step_seconds
+    throughput["peak_memory_bytes"] = peak_memory(module.device)
+    return {
+        "name": facts.name,
+        "overrides": list(facts.overrides),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "finished" if trainer.state.finished else "interrupted",
+        "seconds": seconds,
+        "output_dir": facts.output_dir,
+        "metrics": {
+            "train_loss": logged.get("train/loss"),
+            "val_loss": logged.get("val/loss"),
+            "best_val_loss": best_loss,
+            "perplexity": logged.get("val/perplexity"),
+            "bits_per_byte": bits,
+            "nats_per_byte": nats,
+            "byte_entropy": entropy,
+            "below_byte_entropy": None if nats is None or entropy is None else entropy - nats,
+        },
+        "steps": trainer.global_step,
+        "tokens": module.tokens_seen,
+        "throughput": throughput,
+        "model": {
+            "name": facts.model,
+            "parameters": facts.parameters,
+            "trainable_parameters": facts.trainable_parameters,
+        },
+        "objective": facts.objective,
+        "patterns": [_without(asdict(pattern), "drawing") for pattern in facts.patterns],
+        "seq_len": facts.seq_len,
+        "tokens_per_step": facts.tokens_per_step,
+        "corpus": facts.corpus,
+        "device": facts.device,
+        "precision": facts.precision,
+        "backend": facts.backend,
+        "versions": versions(),
+        "checkpoints": {"best": best, "last": last},
+        "files": _files(facts, trainer),
+        "config": dict(config or {}),
+    }
+
+
+def write_result(result: Mapping[str, Any], run_dir: str | Path) -> Path:
+    """Write a result to `result.json` in `run_dir` and return the path; a reader never sees half a file."""
+    path = Path(run_dir) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """Read the `result.json` of a run, given the file or the run's directory."""
+    path = Path(path)
+    return json.loads((path / FILE if path.is_dir() else path).read_text(encoding="utf-8"))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _files(facts: RunFacts, trainer: pl.Trainer) -> dict[str, str]:
+    files = {"result": str(Path(facts.output_dir) / FILE)}
+    for logger in trainer.loggers:
+        if isinstance(logger, CsvLogger):
+            files["metrics"] = logger.metrics_file
+        elif isinstance(logger, WandbRun):
+            files["wandb"] = str(logger.folder)
+    return files
+
+
+def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` in types that JSON has: no NaN, no infinity, no tuple, no path."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)

@@ -1,0 +1,241 @@
+"""Typed schemas, derived from the signatures of what a configuration file makes.
+
+A file of conf/ that says `_target_: package.Class` is given that class's signature as its schema when it is
+read: unknown keys and values of a wrong type fail while the configuration is composed, and every argument
+of the class can be overridden, written in the file or not. Schema and code cannot drift apart, since there is
+no second list of keys, and a swept group holds nothing but its options.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import inspect
+import pathlib
+import types
+import typing
+from collections import abc
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from longspan.training.config import SUPPLIED, ConfigError, locate
+from longspan.training.errors import allowed_keys, explain
+
+# The file from which a run is composed.
+PRIMARY = "train"
+
+_PRIMITIVES = (bool, int, float, str, pathlib.Path)
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """What a run is made of: the top level of train.yaml. Each group fills the key of its name."""
+
+    seed: int = 0
+    ckpt_path: str | None = None
+    compile: bool = False
+    attention_backend: str = "auto"
+    loss_chunk: int | None = None
+    output_dir: str = MISSING
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    objective: Any = MISSING
+    model: Any = MISSING
+    sparsity: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+
+
+@functools.cache
+def schema_of(target: str) -> type:
+    """A dataclass with the parameters of `target`, a dotted name: their names, types and defaults.
+
+    A type that OmegaConf cannot check (a module, a tensor, a union with lists) becomes Any; a parameter
+    without a default, or with one that a configuration cannot hold, is missing until it is given.
+    What the run supplies itself (SUPPLIED) is no key.
+    """
+    function = locate(target)
+    signature = inspect.signature(function)
+    hints = _hints(function)
+    fields: list[tuple[str, Any, Any]] = [("_target_", str, dataclasses.field(default=target))]
+    for name, parameter in signature.parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            continue
+        if name in SUPPLIED.get(target, ()):
+            continue
+        kind = config_type(hints.get(name, Any))
+        default = _default(function, name, parameter)
+        if default is None and kind is not Any:
+            kind = kind | None
+        fields.append((name, kind, _field(kind, default)))
+    return dataclasses.make_dataclass(_schema_name(target), fields)
+
+
+def takes_any_key(target: str) -> bool:
+    """Whether `target` has a `**kwargs`, so that a key that is not in its signature may still be right."""
+    parameters = inspect.signature(locate(target)).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def config_type(annotation: Any) -> Any:
+    """The type by which OmegaConf checks a parameter annotated so; Any where it has none for it."""
+    if annotation in _PRIMITIVES or (isinstance(annotation, type) and issubclass(annotation, enum.Enum)):
+        return annotation
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _union(arguments)
+    if origin is typing.Literal:
+        return str if all(isinstance(value, str) for value in arguments) else Any
+    if origin in (list, tuple, abc.Sequence, abc.Iterable):
+        items = {config_type(item) for item in arguments if item is not Ellipsis}
+        return list[items.pop()] if len(items) == 1 else list[Any]
+    if origin in (dict, abc.Mapping) and arguments[0] is str:
+        return dict[str, config_type(arguments[1])]
+    return Any
+
+
+def _union(arguments: tuple[Any, ...]) -> Any:
+    # A tensor or device can be given in code only: what a file can hold decides.
+    members = [
+        config_type(member)
+        for member in arguments
+        if member is not types.NoneType and getattr(member, "__module__", "").partition(".")[0] != "torch"
+    ]
+    if not members or Any in members:
+        return Any
+    if len(members) > 1 and any(member not in _PRIMITIVES for member in members):
+        return Any
+    kind = functools.reduce(lambda left, right: left | right, members)
+    return kind | None if types.NoneType in arguments else kind
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    owner = function.__init__ if inspect.isclass(function) else function
+    try:
+        return typing.get_type_hints(owner)
+    except (NameError, TypeError, AttributeError):
+        # Some names exist for type checkers alone; what can be read, is.
+        owner = inspect.unwrap(owner)
+    hints = {}
+    for name, annotation in owner.__annotations__.items():
+        single = types.SimpleNamespace(__annotations__={name: annotation})
+        with contextlib.suppress(NameError, TypeError, AttributeError):
+            hints |= typing.get_type_hints(single, globalns=owner.__globals__)
+    return hints
+
+
+def _default(function: Any, name: str, parameter: inspect.Parameter) -> Any:
+    if parameter.default is parameter.empty:
+        return MISSING
+    if dataclasses.is_dataclass(function):
+        for field in dataclasses.fields(function):
+            if field.name == name and field.default_factory is not dataclasses.MISSING:
+                return field.default_factory()
+    return parameter.default
+
+
+def _field(kind: Any, default: Any) -> Any:
+    """The dataclass field, its default left missing where OmegaConf cannot hold it."""
+    if isinstance(default, tuple):
+        default = list(default)
+    try:
+        OmegaConf.structured(dataclasses.make_dataclass("Probe", [("value", kind, _as_field(default))]))
+    except (OmegaConfBaseException, ValueError):
+        default = MISSING
+    return _as_field(default)
+
+
+def _as_field(default: Any) -> Any:
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: default.copy())
+    return dataclasses.field(default=default)
+
+
+def _schema_name(target: str) -> str:
+    return target.rpartition(".")[2]
+
+
+def typed(config: Any, where: str) -> Any:
+    """`config` with each node that has a `_target_` backed by the schema of that target.
+
+    `where` names the file in errors. Raises ConfigCompositionException on a key that the target does not
+    take, on a value of a wrong type and on a target that cannot be had.
+    """
+    if isinstance(config, ListConfig):
+        for index in range(len(config)):
+            if OmegaConf.is_config(config._get_node(index)):
+                config._set_item_impl(index, typed(config._get_node(index), where))
+        return config
+    if not isinstance(config, DictConfig) or config._is_none() or config._is_interpolation():
+        return config
+    defaults = config.pop("defaults", None)
+    for key in list(config):
+        child = config._get_node(key)
+        if OmegaConf.is_config(child):
+            config[key] = typed(child, where)
+    if "_target_" in config:
+        config = _with_schema(config, where)
+    if defaults is not None:
+        with open_dict(config):
+            config["defaults"] = defaults
+    return config
+
+
+def _with_schema(config: DictConfig, where: str) -> DictConfig:
+    try:
+        schema = OmegaConf.structured(schema_of(config["_target_"]))
+        extra = [key for key in config if key not in set(schema) and key != "_partial_"]
+        if extra and not takes_any_key(config["_target_"]):
+            raise ConfigError(f"unknown key '{extra[0]}'; {allowed_keys(schema, str(extra[0]))}")
+        with open_dict(schema):
+            for key in (*extra, *(["_partial_"] if "_partial_" in config else [])):
+                schema[key] = None
+            schema.merge_with(config)
+        return schema
+    except ConfigError as error:
+        raise ConfigCompositionException(f"In '{where}': {error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigCompositionException(f"In '{where}': {explain(error)}") from error
+
+
+class TypedFileSource(FileConfigSource):
+    """Hydra's source of YAML files, which hands each file on with the schemas of its targets."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read one file; raises ConfigCompositionException where it breaks its schema."""
+        result = super().load_config(config_path)
+        result.config = typed(result.config, config_path)
+        if config_path == PRIMARY and isinstance(result.config, DictConfig):
+            result.config = _with_run_schema(result.config)
+        return result
+
+
+def _with_run_schema(config: DictConfig) -> DictConfig:
+    schema = OmegaConf.structured(RunConfig)
+    aside = {key: config.pop(key) for key in ("defaults", "hydra") if key in config}
+    try:
+        schema.merge_with(config)
+    except OmegaConfBaseException as error:
+        raise ConfigCompositionException(f"In '{PRIMARY}': {explain(error)}") from error
+    with open_dict(schema):
+        for key, value in aside.items():
+            schema[key] = value
+    return schema
+
+
+def register() -> None:
+    """Make Hydra read its files through TypedFileSource, in this process; may be called again."""
+    Plugins.instance()  # registers Hydra's own sources first: a second one for `file` would be refused
+    SourcesRegistry.instance().types["file"] = TypedFileSource

@@ -1,0 +1,97 @@
+"""The end of a sweep: one table of what its runs reached, printed and written beside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+FAILURE_FILE = "failure.json"
+TABLE_FILE = "comparison.txt"
+
+
+@dataclass
+class Sweep:
+    """The jobs of a sweep: the results of those that have one, and why the others have none."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def record_failure(folder: str | Path, error: BaseException) -> None:
+    """Write why a job failed into its folder, its traceback to its log; call it while handling `error`."""
+    log.error("this job failed\n%s", traceback.format_exc())
+    message = (str(error).strip() or "no message").splitlines()[0]
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / FAILURE_FILE).write_text(json.dumps({"error": f"{type(error).__name__}: {message}"}) + "\n")
+
+
+def collect(folder: Path) -> Sweep:
+    """Read what the jobs of a sweep left in its folder, in the order of their numbers.
+
+    A job is named by its folder and its overrides. One that left neither a result nor a failure, since its
+    process was killed, counts as failed.
+    """
+    from longspan.training import results
+
+    sweep = Sweep()
+    for job in sorted(folder.iterdir(), key=lambda path: _number(path.name)):
+        overrides = job / ".hydra" / "overrides.yaml"
+        if not overrides.is_file():
+            continue
+        name = f"{job.name} ({' '.join(OmegaConf.load(overrides))})"
+        if (job / FAILURE_FILE).is_file():
+            sweep.failures[name] = json.loads((job / FAILURE_FILE).read_text())["error"]
+        elif (job / results.FILE).is_file():
+            sweep.results.append(results.read_result(job))
+        else:
+            sweep.failures[name] = "it left no result"
+    return sweep
+
+
+def _number(name: str) -> tuple[int, str]:
+    number = name.partition("_")[0]
+    return (int(number) if number.isdecimal() else sys.maxsize, name)
+
+
+class SweepTable(Callback):
+    """Hydra's callback: compares the runs when all jobs of a sweep are over, and names those that failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table and write it to `comparison.txt`; ends the process with 1 where a job failed."""
+        # Hydra turns an exception of a callback into a warning, and the command would end well.
+        try:
+            failed = compare(Path(config.hydra.sweep.dir))
+        except Exception:
+            traceback.print_exc()
+            failed = True
+        if failed:
+            sys.exit(1)
+
+
+def compare(folder: Path) -> bool:
+    """Print the comparison of a sweep's runs and write it into its folder; gives whether a job failed."""
+    # Imported here: Hydra makes its callbacks for every command, and reports bring Lightning along.
+    from longspan.training.report import comparison_table, print_report
+
+    sweep = collect(folder)
+    title = f"Sweep of {len(sweep.results) + len(sweep.failures)} runs"
+    with (folder / TABLE_FILE).open("w", encoding="utf-8") as file:
+        print_report(comparison_table(sweep.results, title), file)
+        for name, error in sweep.failures.items():
+            print(f"failed: {name}: {error}", file=file)
+    print_report(comparison_table(sweep.results, title))
+    print(f"The runs and this table are in {folder}")
+    for name, error in sweep.failures.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    return bool(sweep.failures)
