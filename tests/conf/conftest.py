@@ -1,0 +1,36 @@
+"""Composing the shipped configuration in this process, through the schemas, as the command does."""
+
+from collections.abc import Iterator
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from longspan.training import schemas
+from longspan.training.config import config_dir
+
+# A corpus of a few kilobytes in place of the standard library, whose reading takes seconds.
+TEXT = "".join(f"def function_{i}(x):\n    return x * {i * i} + {i}\n\n" for i in range(800))
+
+
+@pytest.fixture
+def compose(tmp_path) -> Iterator:
+    """compose('sparsity=fixed', …) -> the configuration, with a folder of its own for its files."""
+    schemas.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield lambda *overrides: hydra.compose(
+            schemas.PRIMARY, overrides=[*overrides, f"output_dir={tmp_path / 'run'}"]
+        )
+
+
+@pytest.fixture
+def text_data(tmp_path) -> list[str]:
+    """Overrides that put a small local corpus in the place of the default one."""
+    for index in range(8):
+        (tmp_path / f"{index}.txt").write_text(f"# file {index}\n{TEXT}")
+    return [
+        "data=text_files",
+        f"data.corpus.files=['{tmp_path}/*.txt']",
+        "data.corpus.validation_fraction=0.2",
+    ]

@@ -1,0 +1,198 @@
+"""Every shipped configuration file: composed, instantiated, and through one batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from longspan.training.config import config_dir, instantiate
+from longspan.training.run import build
+
+FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))
+OPTIONS = {
+    group.name: [f.stem for f in FILES if f.parent.name == group.name] for group in config_dir().iterdir()
+}
+
+# What a user must say besides the option itself.
+NEEDED = {
+    "data/text_files": ["data.corpus.files=[some.txt]"],
+    "data/hub": ["data.corpus.path=some/name"],
+    "tokenizer/huggingface": ["tokenizer.name_or_path=some/name"],
+    # The test machine need not have a GPU.
+    "trainer/gpu": ["trainer.accelerator=cpu", "trainer.precision=32-true"],
+    "trainer/ddp": ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=1"],
+}
+# A pattern, a model and an objective that go together for each option that is about one of them.
+MASKED_MODELS = ("bert", "roberta", "modernbert")
+PAIRS = [
+    *(("mlm", model) for model in MASKED_MODELS),
+    *(("clm", model) for model in OPTIONS["model"]),
+]
+
+
+def option_of(file: Path) -> str:
+    return f"{file.parent}/{file.stem}"
+
+
+def overrides_of(file: Path) -> list[str]:
+    return [f"{file.parent}={file.stem}", *NEEDED.get(option_of(file), [])]
+
+
+def values_of(node, prefix: str = "") -> dict:
+    """The leaves of a YAML file, by their keys."""
+    if not isinstance(node, DictConfig):
+        return {prefix: node}
+    leaves = {}
+    for key in node:
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) or key == "defaults":
+            continue
+        leaves |= values_of(node[key], f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_composes_and_resolves_with_the_values_of_the_file(compose, file):
+    config = compose(*overrides_of(file))
+    OmegaConf.to_container(config, resolve=True)
+    text = OmegaConf.load(config_dir() / file)
+    prefix = "" if file.parent.name == "experiment" else file.parent.name
+    overridden = [override.partition("=")[0] for override in overrides_of(file)]
+    for key, value in values_of(text, prefix).items():
+        if key and key not in overridden:
+            assert OmegaConf.select(config, key) == value, key
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_begins_with_a_comment_that_says_what_it_is(file):
+    lines = (config_dir() / file).read_text().splitlines()
+    first = next(line for line in lines if not line.startswith("# @package"))
+    assert first.startswith("# ")
+    assert len(first) > 10
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.parent.name in ("sparsity", "objective", "optimizer", "scheduler")],
+    ids=str,
+)
+def test_instantiates(compose, file):
+    config = compose(*overrides_of(file))
+    made = instantiate(config[file.parent.name])
+    assert type(made).__name__ == config[file.parent.name]["_target_"].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("option", OPTIONS["trainer"])
+def test_trainers_with_all_callbacks(compose, option):
+    config = compose(*overrides_of(Path("trainer") / f"{option}.yaml"), "callbacks=default")
+    callbacks = list(instantiate(config.callbacks).values())
+    trainer = instantiate(config.trainer, callbacks=callbacks, loggers=[])
+    assert trainer.max_steps == config.trainer.max_steps
+    assert set(callbacks) <= set(trainer.callbacks)
+
+
+@pytest.mark.parametrize("option", OPTIONS["callbacks"])
+def test_callbacks(compose, option):
+    config = compose(f"callbacks={option}")
+    assert list(instantiate(config.callbacks)) == list(config.callbacks)
+
+
+@pytest.mark.parametrize(
+    ("option", "kinds"),
+    [
+        ("none", []),
+        ("csv", ["CsvLogger"]),
+        ("default", ["CsvLogger", "WandbRun"]),
+        ("wandb", ["CsvLogger", "WandbRun"]),
+    ],
+)
+def test_loggers(compose, option, kinds):
+    loggers = instantiate(compose(f"logger={option}").logger)
+    assert [type(logger).__name__ for logger in loggers.values()] == kinds
+
+
+def test_the_online_logger_is_online(compose):
+    assert compose("logger=default").logger.wandb.offline is True
+    assert compose("logger=wandb").logger.wandb.offline is False
+
+
+def one_batch(config: DictConfig) -> float:
+    """The loss of the first batch of training, with gradients for all that can have one."""
+    torch.manual_seed(0)
+    data, module, _ = build(config)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["input_ids"].shape == (config.data.batch_size, config.data.seq_len)
+    loss = module.objective.loss(module(batch), batch["labels"])
+    loss.backward()
+    gradients = [p.grad for p in module.model.parameters() if p.requires_grad and p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    optimizer = module.optimizer_factory(module.model)
+    optimizer.step()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+@pytest.mark.parametrize("sparsity", OPTIONS["sparsity"])
+def test_a_batch_through_every_pattern_under_both_objectives(compose, text_data, sparsity, objective):
+    overrides = [f"sparsity={sparsity}", f"objective={objective}", "model=bert"]
+    config = compose("experiment=smoke", *text_data, *overrides)
+    assert config.sparsity.attention == {"clm": "unidirectional", "mlm": "bidirectional"}[objective]
+    assert config.sparsity.num_heads == config.model.num_heads
+    assert 4.0 < one_batch(config) < 7.5
+
+
+@pytest.mark.parametrize(("objective", "model"), PAIRS)
+def test_a_batch_through_every_model(compose, text_data, objective, model):
+    config = compose("experiment=smoke", *text_data, f"objective={objective}", f"model={model}")
+    assert 4.0 < one_batch(config) < 7.5
+
+
+@pytest.mark.parametrize("option", ["document_mask=true", "batch_size=3"])
+def test_a_batch_with_other_data_settings(compose, text_data, option):
+    one_batch(compose("experiment=smoke", *text_data, f"data.{option}"))
+
+
+def test_a_batch_of_the_default_corpus(compose):
+    data, _, pattern = build(compose("experiment=smoke"))
+    assert data.corpus_info.train.bytes > 1_000_000
+    assert 2.5 < data.byte_entropy < 4.5
+    assert pattern.name == "bigbird"
+    assert next(iter(data.train_dataloader()))["input_ids"].shape == (2, 256)
+
+
+def test_a_batch_of_a_local_data_set_folder(compose, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with (folder / "train.jsonl").open("w") as file:
+        for index in range(60):
+            file.write(json.dumps({"text": f"Document {index}. " * 60}) + "\n")
+    one_batch(
+        compose(
+            "experiment=smoke",
+            "data=hub",
+            f"data.corpus.path={folder}",
+            "data.corpus.validation_fraction=0.2",
+        )
+    )
+
+
+def test_a_batch_with_a_tokenizer_of_hugging_face(compose, text_data, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {chr(code): code - 32 for code in range(32, 127)} | {"[UNK]": 95, "[PAD]": 96, "[MASK]": 97}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    )
+    config = compose(
+        "experiment=smoke", *text_data, "tokenizer=huggingface", f"tokenizer.name_or_path={folder}"
+    )
+    loss = one_batch(config)
+    assert 3.0 < loss < 6.5

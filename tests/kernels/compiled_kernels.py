@@ -1,0 +1,92 @@
+"""Compile the kernels for a GPU that need not be there, and print what each needs, as JSON.
+
+    python tests/kernels/compiled_kernels.py > tests/kernels/compiled_kernels.json
+
+makes the committed table, which `test_compiled_kernels.py` holds a fresh compilation to.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+from longspan.sparsity import BigBirdSparsityConfig
+from longspan_kernels import triton_backend
+from longspan_kernels.arguments import Arguments
+
+CASES = [(dim, block) for dim in (64, 128) for block in (16, 64)]
+
+
+class Target:
+    """What Triton asks of a GPU's driver while it compiles."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def resources(kernel):
+    """Registers a thread, bytes of stack (spills) and of shared memory, whether it has Hopper's products."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    wgmma = kernel.asm["ptx"].count("wgmma.mma_async")
+    return {
+        "registers": int(registers),
+        "stack": int(stack),
+        "shared": kernel.metadata.shared,
+        "wgmma": wgmma > 0,
+    }
+
+
+def main():
+    """Compile forward and backward of each case for Hopper (with the bulk copy engine) and Ampere."""
+    warnings.simplefilter("ignore")
+    compiled = {}
+    run = jit.JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        compiled[self.__name__] = kernel
+        return kernel
+
+    jit.JITFunction.run = compile_only
+    triton_backend._INTERPRETED = True  # lets tensors of the CPU pass
+    table = {"triton": triton.__version__}
+    for capability in (90, 80):
+        driver.set_active(Target(capability))
+        triton_backend._has_tma = lambda device, capability=capability: capability >= 90
+        for dim, block in CASES:
+            layout = BigBirdSparsityConfig(16, block, attention="unidirectional").layout(16384)
+            q = torch.empty(1, 16, 16384, dim, dtype=torch.bfloat16)
+            arguments = Arguments(layout, dim**-0.5, None, 0)
+            compiled.clear()
+            out, lse = triton_backend.forward(q, q, q, arguments)
+            triton_backend.backward(q, q, q, out, lse, out, None, arguments, False)
+            for name, kernel in compiled.items():
+                table[f"sm_{capability} D{dim} block {block} {name}"] = resources(kernel)
+    json.dump(table, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The custom op: autograd, torch.compile, autocast, and handles of layouts."""
+
+import gc
+
+import pytest
+import torch
+import torch._dynamo
+import torch._dynamo.testing
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from longspan_kernels import BlockLayout, block_sparse_attention, reference, registry
+from longspan_kernels.arguments import Arguments
+from longspan_kernels.ops import attention_backward_op, attention_op
+
+
+def _everything(kit, q_len=10, k_len=13):
+    layout = kit.random_layout(2, q_len, k_len, 4, causal=True, lead=1, seed=1)
+    q, k, v = kit.tensors(2, 2, 1, q_len, k_len, dim=3)
+    options = {
+        "bias": torch.randn(2, 1, k_len, dtype=torch.float64, requires_grad=True),
+        "key_padding_mask": torch.arange(k_len).expand(2, -1) != 4,
+        "attn_mask": torch.randn(q_len, k_len),
+        "document_ids": torch.arange(k_len).expand(2, -1) // 9,
+        "window": (8, None),
+        "dropout_p": 0.3,
+        "dropout_seed": 11,
+    }
+    return layout, (q, k, v), options
+
+
+@pytest.mark.parametrize("with_options", [False, True])
+def test_gradcheck(kit, with_options):
+    layout, inputs, options = _everything(kit)
+    bias = options.pop("bias")
+
+    def attend(q, k, v, bias):
+        return block_sparse_attention(
+            q, k, v, layout, bias=bias, return_lse=True, **(options if with_options else {})
+        )
+
+    def finite(q, k, v, bias):
+        out, lse = attend(q, k, v, bias)
+        return out, lse[lse > -torch.inf]
+
+    assert torch.autograd.gradcheck(finite, (*inputs, bias))
+
+
+@pytest.mark.parametrize("with_options", [False, True])
+def test_opcheck(kit, with_options):
+    layout, (q, k, v), options = _everything(kit)
+    handle = registry.handle_of(layout)
+    masks = [None] * 5
+    numbers = [handle.number, 0.5, None, None, 0.0, "reference"]
+    if with_options:
+        masks = [
+            options["key_padding_mask"],
+            options["attn_mask"][None, None],
+            options["bias"][None],
+            options["document_ids"],
+            torch.tensor(3),
+        ]
+        numbers = [handle.number, 0.5, 8, 0, 0.3, "reference"]
+    torch.library.opcheck(attention_op, (q, k, v, *masks, *numbers))
+    out, lse = attention_op(q, k, v, *masks, *numbers)
+    tensors = [x.detach() for x in (q, k, v, out, lse, torch.randn_like(out))]
+    masks = [None if mask is None else mask.detach() for mask in masks]
+    for wanted in {False, with_options}:
+        torch.library.opcheck(attention_backward_op, (*tensors, None, *masks, *numbers, wanted))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_without_a_graph_break(kit, backend):
+    layout, (q, k, v), options = _everything(kit, 40, 53)
+    bias = options.pop("bias")
+
+    def attend(q, k, v, bias):
+        return block_sparse_attention(q * 2, k, v, layout, bias=bias, **options).sin()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend=backend)
+    results = []
+    for function in (attend, compiled):
+        out = function(q, k, v, bias)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, bias))))
+    torch.testing.assert_close(*results)
+
+
+def test_a_layout_compiles_once(kit):
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda q, k, v, layout: block_sparse_attention(q, k, v, layout, dropout_p=0.1),
+        fullgraph=True,
+        backend=counter,
+    )
+    one, other = (kit.random_layout(2, 32, 32, 8, seed=seed) for seed in (1, 2))
+    q, k, v = kit.tensors(1, 2, 2, 32, 32)
+    for _ in range(3):
+        compiled(q, k, v, one)
+    assert counter.frame_count == 1
+    compiled(q, k, v, other)
+    assert counter.frame_count == 2
+    compiled(q, k, v, one)
+    assert counter.frame_count == 2
+
+
+def test_a_compiled_graph_keeps_its_layout(kit):
+    """The backward of a compiled graph knows the number alone."""
+    torch._dynamo.reset()
+    compiled = torch.compile(block_sparse_attention, fullgraph=True, backend="aot_eager")
+    q, k, v = kit.tensors(1, 2, 2, 32, 32)
+    layout = kit.random_layout(2, 32, 32, 8, seed=77)
+    out = compiled(q, k, v, layout)
+    del layout
+    gc.collect()
+    out.sum().backward()
+    assert q.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_as_torch_does(kit, dtype):
+    layout = kit.random_layout(2, 40, 40, 8, density=1.0)
+    q, k, v = kit.tensors(1, 2, 2, 40, 40, dtype=torch.float32)
+    bias = torch.randn(40, 40, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        out, lse = block_sparse_attention(q, k, v, layout, bias=bias, return_lse=True)
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        inside = torch.autograd.grad(out.float().sum(), (q, bias), retain_graph=True)
+    assert out.dtype == theirs.dtype == dtype
+    assert lse.dtype == torch.float32
+    halves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+    expected = block_sparse_attention(*halves, layout, bias=bias)
+    assert torch.equal(out, expected)
+    outside = torch.autograd.grad(out.float().sum(), (q, bias))
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+    assert inside[0].dtype == torch.float32
+    with torch.autocast("cpu", dtype=dtype):
+        assert block_sparse_attention(*(x.double() for x in (q, k, v)), layout).dtype == torch.float64
+
+
+def test_equal_layouts_share_a_handle(kit):
+    one, same, other = (kit.random_layout(1, 16, 16, 4, seed=seed) for seed in (5, 5, 6))
+    assert one is not same
+    assert registry.handle_of(one) == registry.handle_of(same)
+    assert registry.handle_of(one).number != registry.handle_of(other).number
+    number = registry.handle_of(one).number
+    del one
+    gc.collect()
+    assert registry.layout_of(number) == same
+
+
+def test_the_registry_keeps_no_layout_alive(kit):
+    layout = BlockLayout.from_dense(torch.eye(7)[None], 3)
+    handle = registry.handle_of(layout)
+    assert registry.layout_of(handle.number) is layout
+    del layout
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"handle {handle.number} names no living BlockLayout"):
+        registry.layout_of(handle.number)
+    q, k, v = kit.tensors(1, 1, 1, 21, 21)
+    with pytest.raises(RuntimeError, match="no living BlockLayout"):
+        block_sparse_attention(q, k, v, handle)
+
+
+def test_a_backward_keeps_its_layout_alive(kit):
+    q, k, v = kit.tensors(1, 1, 1, 21, 21)
+    out = block_sparse_attention(q, k, v, BlockLayout.from_dense(torch.eye(7)[None].flip(1), 3))
+    gc.collect()
+    out.sum().backward()
+    assert v.grad.abs().sum() > 0
+
+
+def test_memory_is_in_proportion_to_the_kept_blocks(kit):
+    """32K tokens, one block a row: all pairs take 1 GiB as bytes, the kept ones 2 MiB of float32."""
+    blocks = 512
+    length = 64 * blocks
+    offsets, columns = torch.arange(blocks + 1)[None], torch.arange(blocks)
+    layout = BlockLayout.from_csr(offsets, columns, torch.tensor([0]), block=64, k_blocks=blocks)
+    q, k, v = (x.detach() for x in kit.tensors(1, 1, 1, length, length, dtype=torch.float32))
+    arguments = Arguments(
+        layout,
+        0.5,
+        left=40,
+        right=3,
+        key_padding_mask=torch.arange(length)[None] % 7 > 0,
+        attn_mask=torch.randn(1, 1, length, 1),
+        bias=torch.randn(1, 1, 1, length),
+        document_ids=torch.arange(length)[None] // 100,
+        dropout_p=0.1,
+        dropout_seed=torch.tensor(1),
+    )
+    with _Largest() as seen:
+        out, lse = reference.forward(q, k, v, arguments)
+        grads = reference.backward(q, k, v, out, lse, torch.randn_like(out), None, arguments, True)
+    assert grads[0].abs().sum() > 0
+    assert 2**20 < seen.largest <= 2**24
+
+
+class _Largest(TorchDispatchMode):
+    """Watches the largest storage, in bytes, that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, torch.Tensor):
+                self.largest = max(self.largest, one.untyped_storage().nbytes())
+        return result

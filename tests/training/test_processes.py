@@ -1,0 +1,81 @@
+"""Two processes: validation sums over both, and resumption with the random state of each."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import importlib.util, json, os, shutil
+from pathlib import Path
+import torch
+spec = importlib.util.spec_from_file_location("tiny", {conftest!r})
+tiny = importlib.util.module_from_spec(spec); spec.loader.exec_module(tiny)
+import lightning.pytorch as pl
+
+class Share(tiny.TinyData):
+    # Other sequences, and another number of them, in each process; the global generators differ too.
+    def train_dataloader(self):
+        torch.manual_seed(100 + self.trainer.global_rank)
+        data = tiny.Sequences(50 * self.trainer.global_rank, 20)
+        return tiny.StatefulDataLoader(data, batch_size=2, collate_fn=tiny.collate)
+
+    def val_dataloader(self):
+        rank = self.trainer.global_rank
+        data = tiny.Sequences(1000 + 10 * rank, 2 + 2 * rank)
+        return tiny.StatefulDataLoader(data, batch_size=2, collate_fn=tiny.collate)
+
+class Copy(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint("third.ckpt", weights_only=False)
+
+def run(name, ckpt_path=None, callbacks=()):
+    run = tiny.Run(Path(name), Share(), callbacks=callbacks, max_steps=6, strategy="ddp", devices=2)
+    run.fit(ckpt_path)
+    return run
+
+whole = run("whole", callbacks=[Copy()])
+resumed = run("resumed", "third.ckpt")
+if whole.trainer.is_global_zero:
+    facts = {{
+        "same": all(torch.equal(resumed.weights[name], value) for name, value in whole.weights.items()),
+        "loss": [whole.val_loss, resumed.val_loss],
+        "bits": float(whole.trainer.callback_metrics["val/bits_per_byte"]),
+        "tokens": [whole.module.tokens_seen, resumed.module.tokens_seen],
+    }}
+    whole.model.eval()
+    nats = 0.0
+    for first, size in ((1000, 2), (1010, 4)):
+        data = tiny.Sequences(first, size)
+        batch = tiny.collate([data[index] for index in range(size)])
+        logits = whole.model(batch["input_ids"]).logits
+        nats += float(whole.module.objective.loss(logits, batch["labels"]).detach()) * size * tiny.LENGTH
+    facts["expected"] = nats / (6 * tiny.LENGTH)
+    Path("facts.json").write_text(json.dumps(facts))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT.format(conftest=str(Path(__file__).with_name("conftest.py"))))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["loss"][0] == pytest.approx(facts["expected"], rel=1e-5)
+    assert facts["bits"] == pytest.approx(facts["expected"] / math.log(2), rel=1e-5)
+    assert facts["same"]
+    assert facts["loss"][0] == facts["loss"][1]
+    assert facts["tokens"] == [6 * 2 * 16, 6 * 2 * 16]

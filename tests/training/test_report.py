@@ -1,0 +1,222 @@
+import io
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from longspan.training import facts
+from longspan.training.callbacks.throughput import Throughput
+from longspan.training.facts import pattern_facts, run_facts
+from longspan.training.loggers import CsvLogger
+from longspan.training.report import (
+    comparison_table,
+    end_report,
+    print_report,
+    start_report,
+    warn_unidirectional_pattern,
+)
+from longspan.training.results import collect_result, read_result, write_result
+from longspan_kernels.layout import BlockLayout
+
+CORPUS = {
+    "name": "tiny",
+    "train": {"documents": 1234, "bytes": 56789, "sha256": "0123456789abcdef" * 4, "long_bytes": 0},
+    "validation": {"documents": None, "bytes": None, "sha256": None, "long_bytes": None},
+    "details": {},
+}
+
+
+@dataclass(frozen=True)
+class Banded:
+    """A pattern of the diagonal blocks."""
+
+    name: str = "banded"
+    attention: str = "bidirectional"
+    block: int = 4
+
+    def layout(self, seq_len):
+        blocks = seq_len // self.block
+        return BlockLayout.from_dense(
+            torch.eye(blocks, dtype=torch.bool).expand(2, blocks, blocks), self.block
+        )
+
+    def to_dict(self):
+        return {"name": self.name, "block": self.block}
+
+
+def text_of(report):
+    stream = io.StringIO()
+    print_report(report, stream)
+    return stream.getvalue()
+
+
+def line_of(text, label):
+    return next(line for line in text.splitlines() if line.strip().startswith(label))
+
+
+def facts_of(run, directory, **changes):
+    options = {
+        "name": "first",
+        "output_dir": str(directory),
+        "model": run.model,
+        "objective": "clm",
+        "sparsity": Banded(),
+        "seq_len": 32,
+        "batch_size": 2,
+        "corpus": CORPUS,
+        "byte_entropy": 3.25,
+        "trainer": run.trainer,
+        "overrides": ["sparsity=banded"],
+    }
+    return run_facts(**{**options, **changes})
+
+
+@pytest.fixture
+def finished(tmp_path, make_run):
+    run = make_run(
+        tmp_path,
+        callbacks=[Throughput(skip=1)],
+        loggers=[CsvLogger(str(tmp_path))],
+        accumulate_grad_batches=2,
+    )
+    run.fit()
+    return run, collect_result(facts_of(run, tmp_path), run.trainer, run.module, 61.0, {"seed": 0})
+
+
+def test_start_report(tmp_path, make_run):
+    run = make_run(tmp_path, accumulate_grad_batches=2)
+    text = text_of(start_report(facts_of(run, tmp_path, sparsity=[Banded(), None, Banded()])))
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    assert f"TinyModel, {parameters:,} parameters" in line_of(text, "model")
+    assert "density 0.125, 16 of 128 blocks of 4, 2 heads, 2 layers" in line_of(text, "pattern")
+    assert "1,234 files, 56,789 bytes, sha256 0123456789ab" in line_of(text, "train")
+    assert "3.2500 nats" in line_of(text, "held-out byte entropy")
+    assert "128 tokens" in line_of(text, "a step")
+    assert "12, together 1,536 tokens" in line_of(text, "steps")
+    assert "cpu" in line_of(text, "device")
+    assert line_of(text, "device").endswith("attention backend reference")
+    assert str(tmp_path) in line_of(text, "files")
+    for row in Banded().layout(32).draw(width=32).splitlines():
+        assert row in text
+    assert "\x1b" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_the_backend_is_resolved_for_the_trainers_device(tmp_path, make_run, monkeypatch):
+    run, asked = make_run(tmp_path), []
+    monkeypatch.setattr(facts, "resolve_backend", lambda *given: asked.append(given) or "chosen")
+    assert facts_of(run, tmp_path).backend == "chosen"
+    assert facts_of(run, tmp_path, backend="triton").backend == "chosen"
+    assert asked == [("auto", torch.device("cpu")), ("triton", torch.device("cpu"))]
+
+
+def test_a_backend_that_does_not_exist(tmp_path, make_run):
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'reference', .*got 'cuda'"):
+        facts_of(make_run(tmp_path), tmp_path, backend="cuda")
+
+
+def test_shared_and_frozen_parameters(tmp_path, make_run):
+    run = make_run(tmp_path)
+    run.model.head.weight = run.model.embedding.weight
+    run.model.hidden.requires_grad_(False)
+    found = facts_of(run, tmp_path)
+    assert found.parameters == 11 * 8 + 11 + 16 + 72
+    assert "72 of them frozen" in text_of(start_report(found))
+
+
+def test_a_model_without_pattern(tmp_path, make_run):
+    assert pattern_facts(None, 32) == ()
+    assert "the model's own attention" in text_of(
+        start_report(facts_of(make_run(tmp_path), tmp_path, sparsity=None))
+    )
+
+
+def test_result(tmp_path, finished):
+    run, result = finished
+    path = write_result(result, tmp_path)
+    assert path == tmp_path / "result.json"
+    assert read_result(tmp_path) == read_result(path) == json.loads(json.dumps(result))
+    metrics = result["metrics"]
+    assert metrics["val_loss"] == pytest.approx(run.val_loss)
+    # One byte a token: the validation loss is the loss a byte.
+    assert metrics["nats_per_byte"] == pytest.approx(run.val_loss, rel=1e-5)
+    assert metrics["below_byte_entropy"] == pytest.approx(3.25 - run.val_loss, rel=1e-5)
+    assert result["status"] == "finished"
+    assert (result["steps"], result["tokens"]) == (12, 12 * 32)
+    assert result["patterns"][0]["name"] == "banded"
+    assert result["patterns"][0]["density"] == 0.125
+    assert result["corpus"] == CORPUS
+    assert result["config"] == {"seed": 0}
+    assert result["checkpoints"]["last"] == run.last
+    assert result["files"]["metrics"] == str(tmp_path / "metrics.csv")
+    assert result["throughput"]["tokens_per_second"] > 0
+    assert result["throughput"]["peak_memory_bytes"] > 2**20
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_what_json_cannot_hold_is_null(tmp_path, finished):
+    _, result = finished
+    result["metrics"]["val_loss"] = float("nan")
+    assert read_result(write_result(result, tmp_path))["metrics"]["val_loss"] is None
+
+
+def test_end_report(tmp_path, finished):
+    run, result = finished
+    text = text_of(end_report(result))
+    metrics = result["metrics"]
+    assert "first: finished after 12 steps" in text
+    assert f"{metrics['val_loss']:.4f} nats a token" in line_of(text, "validation loss")
+    assert "3.2500 nats a byte" in line_of(text, "held-out byte entropy")
+    assert f"{metrics['below_byte_entropy']:.4f} nats a byte" in line_of(text, "validation below it by")
+    assert f"{metrics['bits_per_byte']:.4f}" in line_of(text, "bits per byte")
+    assert "1:01" in line_of(text, "wall time")
+    assert run.last in line_of(text, "last checkpoint")
+    assert str(tmp_path / "checkpoints" / "best.ckpt") in line_of(text, "best checkpoint")
+    assert str(tmp_path / "metrics.csv") in line_of(text, "metrics")
+
+
+def test_an_interrupted_run_is_reported(tmp_path, make_run):
+    run = make_run(tmp_path)
+    run.model.fail_at = 3
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run.fit()
+    result = collect_result(facts_of(run, tmp_path), run.trainer, run.module, 1.0)
+    assert result["status"] == "interrupted"
+    assert result["metrics"]["val_loss"] is None
+    assert "first: interrupted after 2 steps" in text_of(end_report(result))
+
+
+def test_comparison(finished):
+    _, result = finished
+
+    def variant(name, loss):
+        metrics = {**result["metrics"], "val_loss": loss}
+        return {**result, "overrides": [f"sparsity={name}"], "metrics": metrics}
+
+    text = text_of(comparison_table([variant("a", 2.5), variant("b", None), variant("c", 1.25)]))
+    found = [line for line in text.splitlines() if "sparsity=" in line]
+    assert [line.split("sparsity=")[1][0] for line in found] == ["c", "a", "b"]
+    assert ["*" in line for line in found] == [True, False, False]
+    assert "1.2500" in found[0]
+    assert "0.125" in found[0]
+
+
+def test_a_comparison_names_runs_by_what_they_do_not_share(finished):
+    _, result = finished
+    runs = [{**result, "overrides": ["experiment=smoke", f"seed={seed}"]} for seed in (1, 2)]
+    text = text_of(comparison_table(runs))
+    assert "experiment=smoke" not in text
+    assert "seed=1" in text
+    assert "seed=2" in text
+    assert "experiment=smoke seed=1" in text_of(comparison_table(runs[:1]))
+
+
+def test_a_unidirectional_pattern_under_the_masked_objective(recwarn):
+    backward = Banded("looking_back", attention="unidirectional")
+    warn_unidirectional_pattern("clm", backward)
+    warn_unidirectional_pattern("mlm", Banded())
+    warn_unidirectional_pattern("mlm", None)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="looking_back is unidirectional and the objective is masked"):
+        warn_unidirectional_pattern("mlm", [None, backward])
