@@ -1,14 +1,12 @@
-"""The backward kernels: dq over tiles of queries, dk and dv over tiles of keys, the bias over tiles of
-queries.
+"""The backward kernels: dq over tiles of queries, dk and dv over tiles of keys.
 
 Probabilities are computed again from the log-sum-exp of the forward (FlashAttention-2: Dao 2023,
-arXiv:2307.08691). Every
-output element is written by one program, or by the segments of one tile and then added up in their order,
-so gradients are
-the same bits in every run; nothing is added atomically.
+arXiv:2307.08691). Every element of a gradient is written by one program, or by the segments of one tile and
+then added up in their order, so gradients are the same bits in every run; nothing is added atomically.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false
 # Constexpr parameters are no types that a checker can follow.
 from __future__ import annotations
 
@@ -17,353 +15,255 @@ import triton.language as tl
 
 from longspan_kernels.tiles import (
     LOG2E,
+    Extent,
+    base_of,
+    item_of,
     kept_by_keys_inside,
     kept_by_keys_outside,
+    keys_and_values,
     load_rows,
+    seeded,
     starts,
     strike,
     tokens,
+    turn_of,
 )
 
 
 @triton.jit
-def differences(
-    out_ptr, grad_ptr, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, out_strides, grad_strides, H, q_len,
-    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, GRAD_LSE: tl.constexpr,
-):  # fmt: skip
-    """delta[b, h, m] = out . grad_out - grad_lse, and the log-sum-exp in log2 units, both float32 [B, H,
-    q_len].
-
-    A query without a key gets +inf there, which makes every probability 0.
-    """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    head = tl.program_id(1).to(tl.int64)
-    b = head // H
-    h = head % H
-    out = load_rows(out_ptr + b * out_strides[0] + h * out_strides[1], m, out_strides[2], q_len, E, EP, True)
-    grad = load_rows(
-        grad_ptr + b * grad_strides[0] + h * grad_strides[1], m, grad_strides[2], q_len, E, EP, True
-    )
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    if GRAD_LSE:
-        delta -= tl.load(grad_lse_ptr + head * q_len + m, mask=m < q_len, other=0.0)
-    tl.store(delta_ptr + head * q_len + m, delta, mask=m < q_len)
-    lse = tl.load(lse_ptr + head * q_len + m, mask=m < q_len, other=0.0)
-    log2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
-    tl.store(log2_ptr + head * q_len + m, log2, mask=m < q_len)
-
-
-@triton.jit
 def _walk_queries(
-    q, grad, lse, delta, dq, dbias, start, stop, columns, bits, k_base, k_stride, v_base, v_stride, k_desc,
-    v_desc, b, h, kv_head, m, q_len, k_len, scale, left, right, key_mask, key_mask_strides, attn_mask,
-    attn_mask_strides, bias, bias_strides, documents, documents_stride, seed, threshold, keep_scale,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SUB: tl.constexpr, CUT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, KEY_MASK: tl.constexpr,
-    ATTN_MASK: tl.constexpr, BIAS: tl.constexpr, DOCUMENTS: tl.constexpr, DROPOUT: tl.constexpr,
-    ROW_SUMS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q, grad, lse, delta, dq, sums, start, stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale,
+    masks, dropout, shape, ROW_SUMS: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """Add to dq what the keys of the steps give; with ROW_SUMS also sum the scores' gradients to dbias
-    [BM].
-    """
-    slots: tl.constexpr = BN // SUB
-    masked: tl.constexpr = CUT or KEY_MASK != 0 or ATTN_MASK != 0 or BIAS or DOCUMENTS
-    own_sub = tl.arange(0, BM) // SUB
-    slot = tl.arange(0, BN) // SUB
-    at = starts(columns, start, BN, SUB, 1)
+    """Add to dq what the keys of the steps give; with ROW_SUMS also the scores' gradients to sums [BM]."""
+    slots: tl.constexpr = shape.BN // shape.SUB
+    one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
+    masked: tl.constexpr = (
+        CUT or masks.keys is not None or masks.pairs is not None or masks.bias is not None
+        or masks.documents is not None
+    )  # fmt: skip
+    own_sub = tl.arange(0, shape.BM) // shape.SUB
+    slot = tl.arange(0, shape.BN) // shape.SUB
+    at = starts(columns, start, shape.BN, shape.SUB, 1)
     for step in range(start, stop):
-        at_next = starts(columns, step + 1, BN, SUB, 1)
-        n = tokens(at, BN, SUB, 1)
-        if TMA:
-            k = tl.reshape(k_desc.load([b, kv_head, at, 0]), [BN, DP])
-            v = tl.reshape(v_desc.load([b, kv_head, at, 0]), [BN, EP])
-        else:
-            k = load_rows(k_base, n, k_stride, k_len, D, DP, CUT)
-            v = load_rows(v_base, n, v_stride, k_len, E, EP, CUT)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        at_next = starts(columns, step + 1, shape.BN, shape.SUB, 1)
+        n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT)
+        scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION) * scale
         if masked:
             scores = strike(
-                scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], tl.load(bits + step), b, h,
-                q_len, k_len, left, right, key_mask, key_mask_strides, attn_mask, attn_mask_strides, bias,
-                bias_strides, documents, documents_stride, slots, SUB >= BM and SUB >= BN, CUT, LEFT, RIGHT,
-                KEY_MASK, ATTN_MASK, BIAS, DOCUMENTS,
+                scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
+                item.h, extent, masks, one_bit, slots, CUT,
             )  # fmt: skip
         scores -= lse[:, None]
         if masked:
             # Added masks may be so large that one rounding of the log-sum-exp is many units.
             scores = tl.minimum(scores, 0.0)
         p = tl.exp2(scores)
-        dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        if DROPOUT:
-            fours = tokens(starts(columns, step, BN, SUB, 4), BN, SUB, 4)
+        dp = tl.dot(grad, tl.trans(v_tile), input_precision=shape.PRECISION)
+        if dropout is not None:
+            fours = tokens(starts(columns, step, shape.BN, shape.SUB, 4), shape.BN, shape.SUB, 4)
+            position = m + (extent.k_len - extent.q_len)
             keep = kept_by_keys_inside(
-                seed, threshold, b, h, (m + (k_len - q_len))[:, None], fours[None, :], BM, BN
+                dropout, item.b, item.h, position[:, None], fours[None, :], shape.BM, shape.BN
             )
-            dp = tl.where(keep, dp * keep_scale, 0.0)
+            dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
         ds = p * (dp - delta[:, None])
         if ROW_SUMS:
-            dbias += tl.sum(ds, 1)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+            sums += tl.sum(ds, 1)
+        dq = tl.dot(ds.to(k_tile.dtype), k_tile, dq, input_precision=shape.PRECISION)
         at = at_next
-    return dq, dbias
+    return dq, sums
 
 
-@triton.jit(do_not_specialize=["q_len", "k_len", "lead", "left", "right", "inner", "H"])
+@triton.jit(do_not_specialize=["count", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"])
 def differentiate_queries(
-    q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, partial_ptr, row_sums_ptr, k_desc, v_desc,
-    columns, bits,
-    items, q_strides, k_strides, v_strides, grad_strides, H, inner, partials, group, q_len, k_len, lead,
-    scale,
-    softmax_scale, left, right, key_mask, key_mask_strides, attn_mask, attn_mask_strides, bias, bias_strides,
-    documents, documents_stride, seed_ptr, threshold, keep_scale,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SUB: tl.constexpr, SHARED: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, KEY_MASK: tl.constexpr,
-    ATTN_MASK: tl.constexpr, BIAS: tl.constexpr, DOCUMENTS: tl.constexpr, DROPOUT: tl.constexpr,
-    ROW_SUMS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq_ptr, partial_ptr, row_sums_ptr, k_desc,
+    v_desc, columns, bits, items, count, partials, H, group, q_len, k_len, lead, scale, softmax_scale, left,
+    right, masks, dropout, shape,
 ):  # fmt: skip
-    """Compute dq of one item, head and batch entry: contiguous [B, H, q_len, D].
+    """Compute dq of one item, head and batch entry: contiguous [B, H, q_len, D]; segments write partial sums.
 
-    Segments write float32 partial sums.
+    Also writes, both float32 [B, H, q_len], what the other kernels need of each query:
+    delta = out . grad - grad_lse, and the log-sum-exp in units of log2, +inf for a query without a key, which
+    makes its probabilities 0. Segments of a tile all write the same.
 
-    With ROW_SUMS the scores' gradients are summed over the keys into row_sums, float32 [B, H,
-    q_len] (no segment may
-    be split then), for a bias that is one number a query.
+    With row_sums the scores' gradients are summed over the keys into float32 [B, H, q_len] (no tile may be
+    split then), for a bias that is one number a query.
     """
-    program = tl.program_id(0)
-    item = items + (program // inner) * 6
-    within = program % inner
-    if SHARED:
-        b = within // H
-        h = within % H
-    else:
-        b = within
-        h = tl.load(item + 1)
-    tile = tl.load(item)
-    first = tl.load(item + 2)
-    uncut = tl.load(item + 3)
-    steps = tl.load(item + 4)
-    partial = tl.load(item + 5)
-    b = b.to(tl.int64)
-    kv_head = h // group
-    head = b * H + h
-
-    m = tile * BM - lead + tl.arange(0, BM)
+    item = item_of(items, count, H, group, shape.SHARED)
+    extent = Extent(q_len, k_len, lead, left, right)
+    if dropout is not None:
+        dropout = seeded(dropout)
+    m = item.tile * shape.BM - lead + tl.arange(0, shape.BM)
     valid = (m >= 0) & (m < q_len)
-    q = load_rows(q_ptr + b * q_strides[0] + h * q_strides[1], m, q_strides[2], q_len, D, DP, True)
-    grad = load_rows(
-        grad_ptr + b * grad_strides[0] + h * grad_strides[1], m, grad_strides[2], q_len, E, EP, True
-    )
-    lse = tl.load(lse_ptr + head * q_len + m, mask=valid, other=float("inf"))
-    delta = tl.load(delta_ptr + head * q_len + m, mask=valid, other=0.0)
-    k_base = k_ptr + b * k_strides[0] + kv_head * k_strides[1]
-    v_base = v_ptr + b * v_strides[0] + kv_head * v_strides[1]
-    seed = tl.load(seed_ptr) if DROPOUT else 0
+    q_tile = load_rows(base_of(q, item.b, item.h), m, q.strides[2], q_len, shape.D, shape.DP, True)
+    out_tile = load_rows(base_of(out, item.b, item.h), m, out.strides[2], q_len, shape.E, shape.EP, True)
+    grad_tile = load_rows(base_of(grad, item.b, item.h), m, grad.strides[2], q_len, shape.E, shape.EP, True)
+    row = item.head * q_len + m
+    delta = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
+    if grad_lse_ptr is not None:
+        delta -= tl.load(grad_lse_ptr + row, mask=valid, other=0.0)
+    lse = tl.load(lse_ptr + row, mask=valid, other=float("-inf"))
+    log2 = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
+    tl.store(delta_ptr + row, delta, mask=valid)
+    tl.store(log2_ptr + row, log2, mask=valid)
 
-    dq = tl.zeros([BM, DP], dtype=tl.float32)
-    sums = tl.zeros([BM], dtype=tl.float32)
+    row_sums: tl.constexpr = row_sums_ptr is not None
+    dq = tl.zeros([shape.BM, shape.DP], dtype=tl.float32)
+    sums = tl.zeros([shape.BM], dtype=tl.float32)
     for cut in tl.static_range(2):
         dq, sums = _walk_queries(
-            q, grad, lse, delta, dq, sums, first + cut * uncut, first + uncut + cut * (steps - uncut),
-            columns, bits,
-            k_base, k_strides[2], v_base, v_strides[2], k_desc, v_desc, b.to(tl.int32), h, kv_head, m, q_len,
-            k_len,
-            scale, left, right, key_mask, key_mask_strides, attn_mask, attn_mask_strides, bias, bias_strides,
-            documents, documents_stride, seed, threshold, keep_scale, D, DP, E, EP, BM, BN, SUB, cut == 1,
-            LEFT,
-            RIGHT, KEY_MASK, ATTN_MASK, BIAS, DOCUMENTS, DROPOUT, ROW_SUMS, TMA, PRECISION,
+            q_tile, grad_tile, log2, delta, dq, sums, item.start if cut == 0 else item.cut,
+            item.cut if cut == 0 else item.stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale,
+            masks, dropout, shape, row_sums, cut == 1,
         )  # fmt: skip
     dq = dq * softmax_scale
-    width = tl.arange(0, DP)
-    if partial >= 0:
-        row = (head * partials + partial) * BM + tl.arange(0, BM)
-        tl.store(partial_ptr + row[:, None] * D + width[None, :], dq, mask=(width < D)[None, :])
+    width = tl.arange(0, shape.DP)
+    if item.partial >= 0:
+        place = (item.head * partials + item.partial) * shape.BM + tl.arange(0, shape.BM)
+        partial_at = partial_ptr + place[:, None] * shape.D + width[None, :]
+        tl.store(partial_at, dq, mask=(width < shape.D)[None, :])
     else:
-        at = dq_ptr + (head * q_len + m)[:, None] * D + width[None, :]
-        tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=valid[:, None] & (width < D)[None, :])
-    if ROW_SUMS:
-        tl.store(row_sums_ptr + head * q_len + m, sums, mask=valid)
+        at = dq_ptr + row[:, None] * shape.D + width[None, :]
+        tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=valid[:, None] & (width < shape.D)[None, :])
+    if row_sums:
+        tl.store(row_sums_ptr + row, sums, mask=valid)
 
 
 @triton.jit
 def _walk_keys(
-    k, v, dk, dv, dbias, start, stop, columns, bits, q_base, q_stride, grad_base, grad_stride, lse_base,
-    delta_base,
-    q_desc, grad_desc, b, h, n, first_key, q_len, k_len, lead, scale, left, right, key_mask,
-    key_mask_strides, attn_mask,
-    attn_mask_strides, bias, bias_strides, documents, documents_stride, seed, threshold, keep_scale,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SUB: tl.constexpr, CUT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, KEY_MASK: tl.constexpr,
-    ATTN_MASK: tl.constexpr, BIAS: tl.constexpr, DOCUMENTS: tl.constexpr, DROPOUT: tl.constexpr,
-    COLUMN_SUMS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    k, v, dk, dv, sums, start, stop, columns, bits, q, grad, log2_ptr, delta_ptr, q_desc, grad_desc, item, n,
+    extent, scale, masks, dropout, shape, COLUMN_SUMS: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """Add to dk and dv what the queries of the steps give. Tiles lie keys by queries, so that none is
-    transposed.
+    """Add to dk and dv what the queries of the steps give.
+
+    Tiles lie keys by queries, so that none is transposed. With COLUMN_SUMS the scores' gradients are added
+    to sums [BN].
     """
-    slots: tl.constexpr = BM // SUB
-    masked: tl.constexpr = CUT or KEY_MASK != 0 or ATTN_MASK != 0 or BIAS or DOCUMENTS
-    own_sub = tl.arange(0, BN) // SUB
-    slot = tl.arange(0, BM) // SUB
-    at = starts(columns, start, BM, SUB, 1)
+    slots: tl.constexpr = shape.BM // shape.SUB
+    one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
+    masked: tl.constexpr = (
+        CUT or masks.keys is not None or masks.pairs is not None or masks.bias is not None
+        or masks.documents is not None
+    )  # fmt: skip
+    own_sub = tl.arange(0, shape.BN) // shape.SUB
+    slot = tl.arange(0, shape.BM) // shape.SUB
+    q_base = base_of(q, item.b, item.h)
+    grad_base = base_of(grad, item.b, item.h)
+    log2_base = log2_ptr + item.head * extent.q_len
+    delta_base = delta_ptr + item.head * extent.q_len
+    at = starts(columns, start, shape.BM, shape.SUB, 1)
     for step in range(start, stop):
-        at_next = starts(columns, step + 1, BM, SUB, 1)
-        m = tokens(at, BM, SUB, 1) - lead
-        if TMA:
-            q = tl.reshape(q_desc.load([b, h, at - lead, 0]), [BM, DP])
-            grad = tl.reshape(grad_desc.load([b, h, at - lead, 0]), [BM, EP])
+        at_next = starts(columns, step + 1, shape.BM, shape.SUB, 1)
+        m = tokens(at, shape.BM, shape.SUB, 1) - extent.lead
+        if q_desc is not None:
+            first = [item.b.to(tl.int32), item.h, at - extent.lead, 0]
+            q_tile = tl.reshape(q_desc.load(first), [shape.BM, shape.DP])
+            grad_tile = tl.reshape(grad_desc.load(first), [shape.BM, shape.EP])
         else:
-            q = load_rows(q_base, m, q_stride, q_len, D, DP, CUT)
-            grad = load_rows(grad_base, m, grad_stride, q_len, E, EP, CUT)
+            q_tile = load_rows(q_base, m, q.strides[2], extent.q_len, shape.D, shape.DP, CUT)
+            grad_tile = load_rows(grad_base, m, grad.strides[2], extent.q_len, shape.E, shape.EP, CUT)
         if CUT:
-            valid = (m >= 0) & (m < q_len)
-            lse = tl.load(lse_base + m, mask=valid, other=float("inf"))
+            valid = (m >= 0) & (m < extent.q_len)
+            lse = tl.load(log2_base + m, mask=valid, other=float("inf"))
             delta = tl.load(delta_base + m, mask=valid, other=0.0)
         else:
-            lse = tl.load(lse_base + m)
+            lse = tl.load(log2_base + m)
             delta = tl.load(delta_base + m)
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        scores = tl.dot(k, tl.trans(q_tile), input_precision=shape.PRECISION) * scale
         if masked:
             scores = strike(
-                scores, m[None, :], n[:, None], own_sub[:, None], slot[None, :], tl.load(bits + step), b, h,
-                q_len, k_len, left, right, key_mask, key_mask_strides, attn_mask, attn_mask_strides, bias,
-                bias_strides, documents, documents_stride, slots, SUB >= BM and SUB >= BN, CUT, LEFT, RIGHT,
-                KEY_MASK, ATTN_MASK, BIAS, DOCUMENTS,
+                scores, m[None, :], n[:, None], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
+                item.h, extent, masks, one_bit, slots, CUT,
             )  # fmt: skip
         scores -= lse[None, :]
         if masked:
             scores = tl.minimum(scores, 0.0)
         p = tl.exp2(scores)
-        dp = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
-        if DROPOUT:
-            fours = first_key + tl.arange(0, BN // 4) * 4
+        dp = tl.dot(v, tl.trans(grad_tile), input_precision=shape.PRECISION)
+        if dropout is not None:
+            fours = item.tile * shape.BN + tl.arange(0, shape.BN // 4) * 4
+            position = m + (extent.k_len - extent.q_len)
             keep = kept_by_keys_outside(
-                seed, threshold, b, h, (m + (k_len - q_len))[None, :], fours[:, None], BN, BM
+                dropout, item.b, item.h, position[None, :], fours[:, None], shape.BN, shape.BM
             )
-            dp = tl.where(keep, dp * keep_scale, 0.0)
-            dropped = tl.where(keep, p * keep_scale, 0.0)
+            dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
+            dropped = tl.where(keep, p * dropout.keep_scale, 0.0)
         else:
             dropped = p
-        dv = tl.dot(dropped.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        dv = tl.dot(dropped.to(grad_tile.dtype), grad_tile, dv, input_precision=shape.PRECISION)
         ds = p * (dp - delta[None, :])
         if COLUMN_SUMS:
-            dbias += tl.sum(ds, 1)
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+            sums += tl.sum(ds, 1)
+        dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision=shape.PRECISION)
         at = at_next
-    return dk, dv, dbias
+    return dk, dv, sums
 
 
-@triton.jit(do_not_specialize=["q_len", "k_len", "lead", "left", "right", "inner", "H"])
+@triton.jit(do_not_specialize=["count", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"])
 def differentiate_keys(
-    q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, partial_dk_ptr, partial_dv_ptr,
-    column_sums_ptr,
-    q_desc, grad_desc, columns, bits, items, q_strides, k_strides, v_strides, grad_strides, H, inner,
-    partials, group,
-    q_len, k_len, lead, scale, softmax_scale, left, right, key_mask, key_mask_strides, attn_mask,
-    attn_mask_strides,
-    bias, bias_strides, documents, documents_stride, seed_ptr, threshold, keep_scale,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SUB: tl.constexpr, SHARED: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, KEY_MASK: tl.constexpr,
-    ATTN_MASK: tl.constexpr, BIAS: tl.constexpr, DOCUMENTS: tl.constexpr, DROPOUT: tl.constexpr,
-    COLUMN_SUMS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, grad, log2_ptr, delta_ptr, dk_ptr, dv_ptr, partial_dk_ptr, partial_dv_ptr, column_sums_ptr,
+    q_desc, grad_desc, columns, bits, items, count, partials, H, group, q_len, k_len, lead, scale,
+    softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Compute dk and dv of one item, query head and batch entry: contiguous [B, H, k_len, D] and E.
 
-    With COLUMN_SUMS the scores' gradients are summed over the queries into column_sums, float32 [B, H,
-    k_len] (no
-    segment may be split then), for a bias that is one number a key.
+    With column_sums the scores' gradients are summed over the queries into float32 [B, H, k_len] (no tile may
+    be split then), for a bias that is one number a key.
     """
-    program = tl.program_id(0)
-    item = items + (program // inner) * 6
-    within = program % inner
-    if SHARED:
-        b = within // H
-        h = within % H
-    else:
-        b = within
-        h = tl.load(item + 1)
-    tile = tl.load(item)
-    first = tl.load(item + 2)
-    uncut = tl.load(item + 3)
-    steps = tl.load(item + 4)
-    partial = tl.load(item + 5)
-    b = b.to(tl.int64)
-    kv_head = h // group
-    head = b * H + h
+    item = item_of(items, count, H, group, shape.SHARED)
+    extent = Extent(q_len, k_len, lead, left, right)
+    if dropout is not None:
+        dropout = seeded(dropout)
+    n = item.tile * shape.BN + tl.arange(0, shape.BN)
+    k_tile = load_rows(base_of(k, item.b, item.kv_head), n, k.strides[2], k_len, shape.D, shape.DP, True)
+    v_tile = load_rows(base_of(v, item.b, item.kv_head), n, v.strides[2], k_len, shape.E, shape.EP, True)
 
-    n = tile * BN + tl.arange(0, BN)
-    k = load_rows(k_ptr + b * k_strides[0] + kv_head * k_strides[1], n, k_strides[2], k_len, D, DP, True)
-    v = load_rows(v_ptr + b * v_strides[0] + kv_head * v_strides[1], n, v_strides[2], k_len, E, EP, True)
-    q_base = q_ptr + b * q_strides[0] + h * q_strides[1]
-    grad_base = grad_ptr + b * grad_strides[0] + h * grad_strides[1]
-    seed = tl.load(seed_ptr) if DROPOUT else 0
-
-    dk = tl.zeros([BN, DP], dtype=tl.float32)
-    dv = tl.zeros([BN, EP], dtype=tl.float32)
-    sums = tl.zeros([BN], dtype=tl.float32)
+    column_sums: tl.constexpr = column_sums_ptr is not None
+    dk = tl.zeros([shape.BN, shape.DP], dtype=tl.float32)
+    dv = tl.zeros([shape.BN, shape.EP], dtype=tl.float32)
+    sums = tl.zeros([shape.BN], dtype=tl.float32)
     for cut in tl.static_range(2):
         dk, dv, sums = _walk_keys(
-            k, v, dk, dv, sums, first + cut * uncut, first + uncut + cut * (steps - uncut), columns, bits,
-            q_base,
-            q_strides[2], grad_base, grad_strides[2], lse_ptr + head * q_len, delta_ptr + head * q_len,
-            q_desc,
-            grad_desc, b.to(tl.int32), h, n, tile * BN, q_len, k_len, lead, scale, left, right, key_mask,
-            key_mask_strides,
-            attn_mask, attn_mask_strides, bias, bias_strides, documents, documents_stride, seed, threshold,
-            keep_scale,
-            D, DP, E, EP, BM, BN, SUB, cut == 1, LEFT, RIGHT, KEY_MASK, ATTN_MASK, BIAS, DOCUMENTS, DROPOUT,
-            COLUMN_SUMS, TMA, PRECISION,
+            k_tile, v_tile, dk, dv, sums, item.start if cut == 0 else item.cut,
+            item.cut if cut == 0 else item.stop, columns, bits, q, grad, log2_ptr, delta_ptr, q_desc,
+            grad_desc, item, n, extent, scale, masks, dropout, shape, column_sums, cut == 1,
         )  # fmt: skip
     dk = dk * softmax_scale
-    d = tl.arange(0, DP)
-    e = tl.arange(0, EP)
-    if partial >= 0:
-        row = (head * partials + partial) * BN + tl.arange(0, BN)
-        tl.store(partial_dk_ptr + row[:, None] * D + d[None, :], dk, mask=(d < D)[None, :])
-        tl.store(partial_dv_ptr + row[:, None] * E + e[None, :], dv, mask=(e < E)[None, :])
+    d = tl.arange(0, shape.DP)
+    e = tl.arange(0, shape.EP)
+    if item.partial >= 0:
+        row = (item.head * partials + item.partial) * shape.BN + tl.arange(0, shape.BN)
+        tl.store(partial_dk_ptr + row[:, None] * shape.D + d[None, :], dk, mask=(d < shape.D)[None, :])
+        tl.store(partial_dv_ptr + row[:, None] * shape.E + e[None, :], dv, mask=(e < shape.E)[None, :])
     else:
         inside = (n < k_len)[:, None]
-        row = head * k_len + n
-        tl.store(
-            dk_ptr + row[:, None] * D + d[None, :],
-            dk.to(dk_ptr.dtype.element_ty),
-            mask=inside & (d < D)[None, :],
-        )
-        tl.store(
-            dv_ptr + row[:, None] * E + e[None, :],
-            dv.to(dv_ptr.dtype.element_ty),
-            mask=inside & (e < E)[None, :],
-        )
-    if COLUMN_SUMS:
-        tl.store(column_sums_ptr + head * k_len + n, sums, mask=n < k_len)
+        row = item.head * k_len + n
+        dk_at = dk_ptr + row[:, None] * shape.D + d[None, :]
+        dv_at = dv_ptr + row[:, None] * shape.E + e[None, :]
+        tl.store(dk_at, dk.to(dk_ptr.dtype.element_ty), mask=inside & (d < shape.D)[None, :])
+        tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside & (e < shape.E)[None, :])
+    if column_sums:
+        tl.store(column_sums_ptr + item.head * k_len + n, sums, mask=n < k_len)
 
 
-@triton.jit(do_not_specialize=["length", "lead", "inner", "H"])
+@triton.jit(do_not_specialize=["count", "partials", "H", "length", "lead"])
 def add_segments(
-    out_ptr, partial_ptr, splits, H, inner, partials, length, lead,
+    out_ptr, partial_ptr, splits, count, partials, H, length, lead,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums of a split tile, in their order, into its rows of out [B, H, length, WIDTH]."""
-    program = tl.program_id(0)
-    split = splits + (program // inner) * 4
-    within = program % inner
-    if SHARED:
-        b = within // H
-        h = within % H
-    else:
-        b = within
-        h = tl.load(split + 1)
-    tile = tl.load(split)
+    b, h, split = turn_of(splits, count, H, 4, SHARED)
     first = tl.load(split + 2)
-    number = tl.load(split + 3)
-    head = b.to(tl.int64) * H + h
+    head = b * H + h
     rows = tl.arange(0, TILE)
     width = tl.arange(0, PADDED)
     total = tl.zeros([TILE, PADDED], dtype=tl.float32)
-    for segment in range(number):
-        row = (head * partials + first + segment) * TILE + rows
-        total += tl.load(
-            partial_ptr + row[:, None] * WIDTH + width[None, :], mask=(width < WIDTH)[None, :], other=0.0
-        )
-    place = tile * TILE - lead + rows
+    for segment in range(first, first + tl.load(split + 3)):
+        row = (head * partials + segment) * TILE + rows
+        at = partial_ptr + row[:, None] * WIDTH + width[None, :]
+        total += tl.load(at, mask=(width < WIDTH)[None, :], other=0.0)
+    place = tl.load(split) * TILE - lead + rows
     inside = ((place >= 0) & (place < length))[:, None] & (width < WIDTH)[None, :]
     at = out_ptr + (head * length + place)[:, None] * WIDTH + width[None, :]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=inside)

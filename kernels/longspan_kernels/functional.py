@@ -11,7 +11,7 @@ from torch import Tensor
 from longspan_kernels import registry
 from longspan_kernels.backends import resolve_backend
 from longspan_kernels.layout import BlockLayout
-from longspan_kernels.ops import attention_op
+from longspan_kernels.ops import attend
 from longspan_kernels.registry import LayoutHandle
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -170,7 +170,7 @@ def block_sparse_attention(
     left, right = _window(window)
     if causal or (causal is None and handle.causal):
         right = 0 if right is None else min(right, 0)
-    out, lse = attention_op(
+    out, lse = attend(
         q,
         k,
         v,

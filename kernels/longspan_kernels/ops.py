@@ -5,18 +5,67 @@ Only tensors and numbers cross: a layout goes as its handle (`longspan_kernels.r
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longspan_kernels import registry
 from longspan_kernels.arguments import Arguments, accumulator_dtype
 from longspan_kernels.backends import BACKENDS
 
+Function = Callable[..., Any]
 
-@torch.library.custom_op("longspan::block_sparse_attention", mutates_args=())
-def attention_op(
+
+_MASKS = (
+    "Tensor? key_padding_mask, Tensor? attn_mask, Tensor? bias, Tensor? document_ids, Tensor? dropout_seed"
+)
+_NUMBERS = "int layout, float scale, int? left, int? right, float dropout_p, str backend"
+
+# torch.library.custom_op would do the same, at ten times the cost of a call.
+_library = torch.library.Library("longspan", "FRAGMENT")
+_library.define(
+    f"block_sparse_attention(Tensor q, Tensor k, Tensor v, {_MASKS}, {_NUMBERS}) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "block_sparse_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor grad_out, "
+    f"Tensor? grad_lse, {_MASKS}, {_NUMBERS}, bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+attention_op = torch.ops.longspan.block_sparse_attention.default
+attention_backward_op = torch.ops.longspan.block_sparse_attention_backward.default
+
+
+def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Call `attention_op`; straight, where nothing listens to the dispatcher and would miss the op.
+
+    Returns:
+        The context ``[batch, heads, q_len, v_dim]`` and the log-sum-exp ``[batch, heads, q_len]``.
+
+    """
+    if torch.compiler.is_compiling() or _observed(inputs):
+        return attention_op(*inputs)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs[:3], inputs[5])):
+        return _Attention.apply(_forward, _backward, *inputs)
+    return _forward(*inputs)
+
+
+def _observed(inputs: tuple[Any, ...]) -> bool:
+    """Say whether modes, transforms or subclasses of tensors have to see the op."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or any(type(x) not in (Tensor, torch.nn.Parameter, type(None)) for x in inputs[:8])
+    )
+
+
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -37,19 +86,11 @@ def attention_op(
         registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
         dropout_p, dropout_seed,
     )  # fmt: skip
-    # Autocast has had its say before the op; inside, the backend chooses what is computed in which dtype.
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q):
         return BACKENDS[backend].forward(q, k, v, arguments)
 
 
-@attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    out = q.new_empty((*q.shape[:3], v.shape[3]))
-    return out, q.new_empty(q.shape[:3], dtype=accumulator_dtype(q.dtype))
-
-
-@torch.library.custom_op("longspan::block_sparse_attention_backward", mutates_args=())
-def attention_backward_op(
+def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -75,55 +116,70 @@ def attention_backward_op(
         registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
         dropout_p, dropout_seed,
     )  # fmt: skip
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q):
         dq, dk, dv, dbias = BACKENDS[backend].backward(
             q, k, v, out, lse, grad_out, grad_lse, arguments, bias_gradient
         )
     return dq, dk, dv, q.new_empty(0) if dbias is None else dbias
 
 
-@attention_backward_op.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    key_padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    bias: Tensor | None,
-    document_ids: Tensor | None,
-    dropout_seed: Tensor | None,
-    layout: int,
-    scale: float,
-    left: int | None,
-    right: int | None,
-    dropout_p: float,
-    backend: str,
-    bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _no_autocast(q: Tensor) -> contextlib.AbstractContextManager[Any]:
+    # Autocast has had its say before the op; inside, the backend chooses what is computed in which dtype.
+    device = q.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+class _Attention(torch.autograd.Function):
+    """Forward and backward by two functions: the ops below autograd, or what they call, straight."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Function, backward: Function, *inputs: Any) -> tuple[Tensor, Tensor]:
+        out, lse = forward(*inputs)
+        ctx.save_for_backward(*inputs[:3], out, lse, *inputs[3:8])
+        ctx.rest = inputs[8:]
+        ctx.backward_function = backward
+        ctx.layout = registry.layout_of(inputs[8])  # alive until the backward
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = grads
+        q, k, v, out, lse, *masks = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        wanted = ctx.needs_input_grad[7]
+        dq, dk, dv, dbias = ctx.backward_function(
+            q, k, v, out, lse, grad_out, grad_lse, *masks, *ctx.rest, wanted
+        )
+        return None, None, dq, dk, dv, None, None, dbias if wanted else None, *[None] * 8
+
+
+def _below_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return attention_op(*inputs)
+
+
+def _differentiable(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return _Attention.apply(_below_autograd, attention_backward_op, *inputs)
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    return out, q.new_empty(q.shape[:3], dtype=accumulator_dtype(q.dtype))
+
+
+def _fake_backward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bias, bias_gradient = rest[6], rest[-1]
     dbias = q.new_empty(0) if bias is None or not bias_gradient else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, key_padding_mask, attn_mask, bias, document_ids, dropout_seed, *rest = inputs
-    ctx.save_for_backward(q, k, v, *output, key_padding_mask, attn_mask, bias, document_ids, dropout_seed)
-    ctx.rest = rest
-    ctx.layout = registry.layout_of(rest[0])  # alive until the backward
-    ctx.bias_gradient = ctx.needs_input_grad[5]
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, *masks = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    dq, dk, dv, dbias = attention_backward_op(
-        q, k, v, out, lse, grad_out, grad_lse, *masks, *ctx.rest, ctx.bias_gradient
-    )
-    return dq, dk, dv, None, None, dbias if ctx.bias_gradient else None, *[None] * 8
-
-
-attention_op.register_autograd(_backward, setup_context=_setup_context)
+_library.impl("block_sparse_attention", _forward, "CompositeExplicitAutograd")
+_library.impl("block_sparse_attention", _differentiable, "Autograd")
+_library.impl("block_sparse_attention_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("longspan::block_sparse_attention", _fake_forward, lib=_library)
+torch.library.register_fake("longspan::block_sparse_attention_backward", _fake_backward, lib=_library)

@@ -1,15 +1,13 @@
 """What the Triton kernels run: a layout and the lengths of a call, turned into lists of tiles and steps.
 
-A program owns a tile of `own` tokens (queries in the forward and for dq,
-keys for dk and dv) and walks through steps of
-`other` tokens. Both are cut into sub-blocks of `sub` tokens, the layout's block or a divisor of it,
-so a step gathers
-`other // sub` sub-blocks, from wherever they lie,
-that at least one sub-block of the tile keeps. Sub-blocks that every
-sub-block of the tile keeps whole come first: those steps need no mask. The rest carry a bit for each pair of
-sub-blocks. Long tiles (global rows and columns) are split into segments,
-combined afterwards in a fixed order, and the
-items are sorted longest first. Nothing larger than the kept blocks is ever built.
+A program owns a tile of `own` tokens (queries in the forward and for dq, keys for dk and dv) and walks
+through steps of `other` tokens. Both are cut into sub-blocks of `sub` tokens, the layout's block or a
+divisor of it, so a step gathers `other // sub` sub-blocks, from wherever they lie, that at least one sub-
+block of the tile keeps. Sub-blocks that every sub-block of the tile keeps whole come first: those steps
+need no mask. The rest carry a bit for each pair of sub-blocks. Long tiles (global rows and columns) are
+split into segments, combined afterwards in a fixed order, and the items of a head are sorted longest first.
+Heads come one after another: programs that run together then read the keys of few heads, which stay in the
+cache. Nothing larger than the kept blocks is ever built.
 """
 
 from __future__ import annotations
@@ -37,14 +35,12 @@ class Schedule:
     """The work of one kernel, as index tensors on its device.
 
     Attributes:
-        columns: int32 ``[steps + 1, slots]``,
-        the sub-block that each slot of a step gathers; unused slots name 0 and
-            have no bit. The row at the end lets a kernel read one step ahead.
+        columns: int32 ``[steps + 1, slots]``, the sub-block that each slot of a step gathers; unused slots
+            name 0 and have no bit. The row at the end lets a kernel read one step ahead.
         bits: int32 ``[steps + 1]``: bit ``i * slots + j`` says that sub-block ``i`` of the tile keeps slot
-        ``j``.
-        items: int32 ``[items, 6]``, longest first: tile, head (-1: every head), first step,
-        steps that need no mask,
-            steps, and the number of its partial result (-1: the item is a whole tile).
+            ``j``.
+        items: int32 ``[items, 6]``, head by head, longest first: tile, head (-1: every head), first step,
+            steps that need no mask, steps, and the number of its partial result (-1: it is a whole tile).
         splits: int32 ``[split tiles, 4]``: tile, head (-1: every head), first partial result, number of them.
         partials: number of partial results a head.
         tiles: number of tiles a head.
@@ -233,7 +229,7 @@ def _items(
     tiles: int,
     segment_steps: int,
 ) -> Schedule:
-    """Split long tiles, give heads with layouts of their own items of their own, and sort longest first."""
+    """Split long tiles, give heads with layouts of their own their items; each head's longest come first."""
     segments = (-(-steps // segment_steps)).clamp(min=1)
     tile = torch.arange(steps.numel()).repeat_interleave(segments)
     number = torch.arange(tile.numel()) - (segments.cumsum(0) - segments)[tile]
@@ -262,6 +258,8 @@ def _items(
         item = _per_head(item, tile // max(1, tiles), layout)
         split = _per_head(split, split_tile // max(1, tiles), layout)
     item = item[(-item[:, 4]).argsort(stable=True)]
+    if not shared:
+        item = item[item[:, 1].argsort(stable=True)]
     return Schedule(columns, bits, item.to(torch.int32), split.to(torch.int32), partials, tiles, shared)
 
 

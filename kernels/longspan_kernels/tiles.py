@@ -1,15 +1,18 @@
-"""What forward and backward kernels share: loading a gathered tile, striking scores, drawing dropout.
+"""What the Triton kernels share: whose turn a program is, gathering tiles, striking scores, drawing dropout.
 
-Names in the kernels: B batch entry, H query head, M query, N key, D dimension of q and k,
-E dimension of v. Tensors of
-query and key numbers come in whatever shape broadcasts to the tile,
-so that a tile may lie queries by keys or keys
-by queries. Scores are in units of log2, so that exponentials are powers of two.
+Letters of the kernels: B batch entry, H query head, M query, N key, D dimension of q and k, E dimension of v.
+Numbers of queries and keys come in whatever shape broadcasts to the tile, so that a tile may lie queries by
+keys or keys by queries. Scores are in units of log2, so that exponentials are powers of two.
+
+What belongs together travels as a named tuple; a member that is None is known to the compiler, which then
+leaves out what it would have served.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # Constexpr parameters are no types that a checker can follow.
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -18,11 +21,145 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+class Operand(NamedTuple):
+    """A tensor [B, heads, length, width] that lies contiguous along its width.
+
+    Attributes:
+        pointer: its first element.
+        strides: of batch entry, head and token, in elements.
+
+    """
+
+    pointer: Any
+    strides: Any
+
+
+class Strided(NamedTuple):
+    """A mask: its first element, and its strides in elements, 0 where it broadcasts."""
+
+    pointer: Any
+    strides: Any
+
+
+class Masks(NamedTuple):
+    """What strikes scores or is added to them, each a `Strided` or None. uint8 says 1 where a key is seen.
+
+    Attributes:
+        keys: ``[B, k_len]``, uint8 or added.
+        pairs: ``[B, H, q_len, k_len]``, uint8 or added.
+        bias: ``[B, H, q_len, k_len]``, added.
+        documents: integers ``[B, k_len]``.
+
+    """
+
+    keys: Any
+    pairs: Any
+    bias: Any
+    documents: Any
+
+
+class Dropout(NamedTuple):
+    """Dropout of weights.
+
+    Attributes:
+        seed: pointer to an int64; in the kernels, from `seeded` on, that number.
+        threshold: smallest word of a weight that is kept.
+        keep_scale: factor of the weights that are kept.
+
+    """
+
+    seed: Any
+    threshold: Any
+    keep_scale: Any
+
+
+class Shape(NamedTuple):
+    """Sizes that the compiler knows, each a `tl.constexpr`.
+
+    Attributes:
+        D: dimension of q and k; DP: that padded to a power of two, at least 16.
+        E: dimension of v; EP: that padded.
+        BM: queries a tile or step.
+        BN: keys a step or tile.
+        SUB: tokens of the sub-blocks that a step gathers.
+        SHARED: whether all heads run the same items.
+        PRECISION: how float32 products are computed.
+
+    """
+
+    D: Any
+    DP: Any
+    E: Any
+    EP: Any
+    BM: Any
+    BN: Any
+    SUB: Any
+    SHARED: Any
+    PRECISION: Any
+
+
+class Extent(NamedTuple):
+    """Lengths, the lead of the first block, and how far a query sees to either side (None: no bound)."""
+
+    q_len: Any
+    k_len: Any
+    lead: Any
+    left: Any
+    right: Any
+
+
+class Item(NamedTuple):
+    """A program's part of the schedule: whose tile, and the steps to walk.
+
+    Attributes:
+        b: batch entry, int64; h: query head; kv_head: its key head; head: b * H + h, int64.
+        tile: number of the tile.
+        start, cut, stop: steps from start to cut need no mask, those from cut to stop do.
+        partial: number of the partial result, -1 for a whole tile.
+
+    """
+
+    b: Any
+    h: Any
+    kv_head: Any
+    head: Any
+    tile: Any
+    start: Any
+    cut: Any
+    stop: Any
+    partial: Any
+
+
+@triton.jit
+def turn_of(table, count, H, WIDTH: tl.constexpr, SHARED: tl.constexpr):
+    """Batch entry (int64), head, and row of a work list [count, WIDTH] for this program.
+
+    Heads, or batch entries where heads have items of their own, come one after another, so that the programs
+    that run together read the keys of few heads: those stay in the cache.
+    """
+    program = tl.program_id(0)
+    row = table + (program % count) * WIDTH
+    outer = program // count
+    if SHARED:
+        return (outer // H).to(tl.int64), outer % H, row
+    else:
+        return outer.to(tl.int64), tl.load(row + 1), row
+
+
+@triton.jit
+def item_of(items, count, H, group, SHARED: tl.constexpr):
+    """Read this program's item."""
+    b, h, row = turn_of(items, count, H, 6, SHARED)
+    start = tl.load(row + 2)
+    return Item(
+        b, h, h // group, b * H + h, tl.load(row), start, start + tl.load(row + 3), start + tl.load(row + 4),
+        tl.load(row + 5),
+    )  # fmt: skip
+
+
 @triton.jit
 def starts(columns, step, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.constexpr):
-    """First token of the sub-block of every STRIDE-th token of a step: a number, or int32 [TILE //
-    STRIDE].
-    """
+    """First token of the sub-block of every STRIDE-th token of a step: a number, or [TILE // STRIDE]."""
     slots: tl.constexpr = TILE // SUB
     if slots == 1:
         return tl.load(columns + step) * SUB
@@ -35,6 +172,12 @@ def starts(columns, step, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.cons
 def tokens(start, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.constexpr):
     """Positions of every STRIDE-th token of a step, int32 [TILE // STRIDE], from what `starts` gave."""
     return start + (tl.arange(0, TILE // STRIDE) * STRIDE) % SUB
+
+
+@triton.jit
+def base_of(operand, b, head):
+    """First element of a batch entry's head."""
+    return operand.pointer + b * operand.strides[0] + head * operand.strides[1]
 
 
 @triton.jit
@@ -51,89 +194,74 @@ def load_rows(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.conste
 
 
 @triton.jit
+def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT: tl.constexpr):
+    """Gather a step's keys: their positions [BN], k [BN, DP] and v [BN, EP]."""
+    n = tokens(at, shape.BN, shape.SUB, 1)
+    if k_desc is not None:
+        b = item.b.to(tl.int32)
+        k_tile = tl.reshape(k_desc.load([b, item.kv_head, at, 0]), [shape.BN, shape.DP])
+        v_tile = tl.reshape(v_desc.load([b, item.kv_head, at, 0]), [shape.BN, shape.EP])
+    else:
+        k_base = base_of(k, item.b, item.kv_head)
+        v_base = base_of(v, item.b, item.kv_head)
+        k_tile = load_rows(k_base, n, k.strides[2], extent.k_len, shape.D, shape.DP, CUT)
+        v_tile = load_rows(v_base, n, v.strides[2], extent.k_len, shape.E, shape.EP, CUT)
+    return n, k_tile, v_tile
+
+
+@triton.jit
 def strike(
-    scores,
-    m,
-    n,
-    own_sub,
-    other_slot,
-    bits,
-    b,
-    h,
-    q_len,
-    k_len,
-    left,
-    right,
-    key_mask,
-    key_mask_strides,
-    attn_mask,
-    attn_mask_strides,
-    bias,
-    bias_strides,
-    documents,
-    documents_stride,
-    SLOTS: tl.constexpr,
-    ONE_BIT: tl.constexpr,
+    scores, m, n, own_sub, other_slot, bits, b, h, extent, masks, ONE_BIT: tl.constexpr, SLOTS: tl.constexpr,
     CUT: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    KEY_MASK: tl.constexpr,
-    ATTN_MASK: tl.constexpr,
-    BIAS: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
-):
+):  # fmt: skip
     """Add what is added to the scores and put -inf where a key is not seen.
 
-    KEY_MASK and ATTN_MASK: 0 none, 1 bool (True: seen), 2 added.
+    m and n number the queries and keys of the tile. Bit own_sub * SLOTS + other_slot of the step's bits says
+    whether a pair of sub-blocks is kept; with ONE_BIT the step is one pair, which is. Without CUT neither
+    lengths nor bounds nor bits strike anything.
     """
-    inside = (m >= 0) & (m < q_len) & (n < k_len)
+    inside = (m >= 0) & (m < extent.q_len) & (n < extent.k_len)
     if CUT:
-        keep = n < k_len
-        position = m + (k_len - q_len)
-        if RIGHT:
-            keep = keep & (n <= position + right)
-        if LEFT:
-            keep = keep & (n >= position - left)
+        keep = n < extent.k_len
+        position = m + (extent.k_len - extent.q_len)
+        if extent.right is not None:
+            keep = keep & (n <= position + extent.right)
+        if extent.left is not None:
+            keep = keep & (n >= position - extent.left)
         if not ONE_BIT:
             keep = keep & (((bits >> (own_sub * SLOTS + other_slot)) & 1) != 0)
         scores = tl.where(keep, scores, float("-inf"))
     wide_m = m.to(tl.int64)
     wide_n = n.to(tl.int64)
-    if KEY_MASK != 0:
-        at = key_mask + b * key_mask_strides[0] + wide_n * key_mask_strides[1]
-        if KEY_MASK == 1:
-            seen = tl.load(at, mask=n < k_len, other=0)
-            scores = tl.where(seen != 0, scores, float("-inf"))
-        else:
-            scores += in_log2(tl.load(at, mask=n < k_len, other=0.0))
-    if ATTN_MASK != 0:
-        at = (
-            attn_mask
-            + b * attn_mask_strides[0]
-            + h * attn_mask_strides[1]
-            + wide_m * attn_mask_strides[2]
-            + wide_n * attn_mask_strides[3]
-        )
-        if ATTN_MASK == 1:
-            seen = tl.load(at, mask=inside, other=0)
-            scores = tl.where(seen != 0, scores, float("-inf"))
-        else:
-            scores += in_log2(tl.load(at, mask=inside, other=0.0))
-    if BIAS:
-        at = (
-            bias
-            + b * bias_strides[0]
-            + h * bias_strides[1]
-            + wide_m * bias_strides[2]
-            + wide_n * bias_strides[3]
-        )
-        scores += in_log2(tl.load(at, mask=inside, other=0.0))
-    if DOCUMENTS:
-        row = documents + b * documents_stride
-        its_document = tl.load(row + wide_n, mask=n < k_len, other=0)
-        document = tl.load(row + wide_m + (k_len - q_len), mask=(m >= 0) & (m < q_len), other=0)
+    if masks.keys is not None:
+        at = masks.keys.pointer + b * masks.keys.strides[0] + wide_n * masks.keys.strides[1]
+        scores = _apply(scores, at, n < extent.k_len)
+    if masks.pairs is not None:
+        scores = _apply(scores, _pair(masks.pairs, b, h, wide_m, wide_n), inside)
+    if masks.bias is not None:
+        scores = _apply(scores, _pair(masks.bias, b, h, wide_m, wide_n), inside)
+    if masks.documents is not None:
+        row = masks.documents.pointer + b * masks.documents.strides[0]
+        its_document = tl.load(row + wide_n * masks.documents.strides[1], mask=n < extent.k_len, other=0)
+        place = (wide_m + (extent.k_len - extent.q_len)) * masks.documents.strides[1]
+        document = tl.load(row + place, mask=(m >= 0) & (m < extent.q_len), other=0)
         scores = tl.where(its_document == document, scores, float("-inf"))
     return scores
+
+
+@triton.jit
+def _pair(mask, b, h, m, n):
+    row = mask.pointer + b * mask.strides[0] + h * mask.strides[1]
+    return row + m * mask.strides[2] + n * mask.strides[3]
+
+
+@triton.jit
+def _apply(scores, at, inside):
+    """Strike by a mask of uint8, or add one of numbers."""
+    if at.dtype.element_ty == tl.uint8:
+        return tl.where(tl.load(at, mask=inside, other=0) != 0, scores, float("-inf"))
+    else:
+        return scores + in_log2(tl.load(at, mask=inside, other=0.0))
 
 
 @triton.jit
@@ -145,18 +273,26 @@ def in_log2(added):
 
 
 @triton.jit
-def kept_by_keys_inside(seed, threshold, b, h, position, fours, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Draw dropout for a tile of queries [ROWS, 1] by keys, whose every fourth is [1, COLUMNS // 4]."""
-    zero = tl.zeros([ROWS, COLUMNS // 4], dtype=tl.int32)
-    w0, w1, w2, w3 = tl.philox(seed, fours // 4 + zero, position + zero, h + zero, b + zero)
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(words, [ROWS, COLUMNS]).to(tl.uint32, bitcast=True) >= threshold
+def seeded(dropout):
+    """Read the seed, once for all draws of a program."""
+    return Dropout(tl.load(dropout.seed), dropout.threshold, dropout.keep_scale)
 
 
 @triton.jit
-def kept_by_keys_outside(seed, threshold, b, h, position, fours, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def kept_by_keys_inside(dropout, b, h, position, fours, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Draw dropout for a tile of queries [ROWS, 1] by keys, whose every fourth is [1, COLUMNS // 4]."""
+    zero = tl.zeros([ROWS, COLUMNS // 4], dtype=tl.int32)
+    word = fours // 4 + zero
+    w0, w1, w2, w3 = tl.philox(dropout.seed, word, position + zero, h + zero, b.to(tl.int32) + zero)
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(words, [ROWS, COLUMNS]).to(tl.uint32, bitcast=True) >= dropout.threshold
+
+
+@triton.jit
+def kept_by_keys_outside(dropout, b, h, position, fours, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Draw dropout for a tile of keys by queries [1, COLUMNS]; every fourth key is [ROWS // 4, 1]."""
     zero = tl.zeros([ROWS // 4, COLUMNS], dtype=tl.int32)
-    w0, w1, w2, w3 = tl.philox(seed, fours // 4 + zero, position + zero, h + zero, b + zero)
+    word = fours // 4 + zero
+    w0, w1, w2, w3 = tl.philox(dropout.seed, word, position + zero, h + zero, b.to(tl.int32) + zero)
     words = tl.permute(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [0, 2, 3, 1])
-    return tl.reshape(words, [ROWS, COLUMNS]).to(tl.uint32, bitcast=True) >= threshold
+    return tl.reshape(words, [ROWS, COLUMNS]).to(tl.uint32, bitcast=True) >= dropout.threshold

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from longspan.sparsity import BigBirdSparsityConfig
-from longspan_kernels import triton_backend
+from longspan_kernels import launch, triton_backend
 from longspan_kernels.arguments import Arguments
 
 CASES = [(dim, block) for dim in (64, 128) for block in (16, 64)]
@@ -74,12 +74,14 @@ def main():
     table = {"triton": triton.__version__}
     for capability in (90, 80):
         driver.set_active(Target(capability))
-        triton_backend._has_tma = lambda device, capability=capability: capability >= 90
+        launch.has_tma = lambda device, capability=capability: capability >= 90
         for dim, block in CASES:
             layout = BigBirdSparsityConfig(16, block, attention="unidirectional").layout(16384)
             q = torch.empty(1, 16, 16384, dim, dtype=torch.bfloat16)
             arguments = Arguments(layout, dim**-0.5, None, 0)
             compiled.clear()
+            triton_backend._forwards.clear()
+            triton_backend._backwards.clear()
             out, lse = triton_backend.forward(q, q, q, arguments)
             triton_backend.backward(q, q, q, out, lse, out, None, arguments, False)
             for name, kernel in compiled.items():

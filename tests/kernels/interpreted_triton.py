@@ -16,7 +16,10 @@ from longspan_kernels import BlockLayout, block_sparse_attention, plan
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
 HEADS = 2
-# Tolerance where weights are rounded to float16 before they meet the values.
+# Tolerance where weights are rounded to float16 before they meet the values. The largest such rounding moves
+# dq by scale * |ds| * |k| * 2^-12 = 0.25 * 16 * 4 * 2^-12 = 4e-3: ds = p (dp - delta) where a gradient and
+# a value of 16 normal numbers each have a product up to 16, and keys are normal numbers up to 4. Two of them,
+# and the rounding of dq itself, may meet.
 HALF = 1e-2
 PATTERNS = {
     "dense": lambda block: sparsity.DenseSparsityConfig(HEADS, block),

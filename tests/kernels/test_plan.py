@@ -99,9 +99,10 @@ def test_items_and_splits(call):
     (layout, *lengths), tiles, cap = call
     schedule = make_schedule(layout, *lengths, **tiles, segment_steps=cap)
     items, splits = schedule.items.tolist(), schedule.splits.tolist()
-    lengths_of_items = [item[4] for item in items]
-    assert lengths_of_items == sorted(lengths_of_items, reverse=True)
-    assert cap is None or max(lengths_of_items, default=0) <= cap
+    # Head by head, the longest of each first.
+    order = [(item[1], -item[4]) for item in items]
+    assert order == sorted(order)
+    assert cap is None or max((item[4] for item in items), default=0) <= cap
     assert {item[1] for item in items} == ({-1} if schedule.shared else set(range(layout.heads)))
     for head in {item[1] for item in items}:
         mine = [item for item in items if item[1] == head]

@@ -1,0 +1,329 @@
+"""What a kind of call needs, worked out at its first: schedules, sizes, and the launches of its kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from longspan_kernels import backward as backward_kernels
+from longspan_kernels import bias_gradient as bias_kernels
+from longspan_kernels import forward as forward_kernels
+from longspan_kernels.arguments import Arguments
+from longspan_kernels.launch import Launch, Tiles, dropout_of, masks_of, operand, padded
+from longspan_kernels.layout import BlockLayout
+from longspan_kernels.plan import Schedule, schedule_for
+from longspan_kernels.tiles import Shape, Strided
+from longspan_kernels.tuning import Size, Sizes, sizes_for
+
+_LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the kernels of a kind of call have in common: shapes, no tensor and no layout.
+
+    What is prepared outlives the call, and must not keep alive what its caller lets go.
+    """
+
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    block: int
+    lead: int
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> _Call:
+        shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
+        return cls(*shapes, q.dtype, q.device, layout.block, layout.lead)
+
+    @property
+    def batch(self) -> int:
+        return self.q[0]
+
+    @property
+    def heads(self) -> int:
+        return self.q[1]
+
+    @property
+    def group(self) -> int:
+        return self.q[1] // self.k[1]
+
+    def sizes(self) -> Sizes:
+        return sizes_for(self.dtype, max(self.q[3], self.v[3]), self.block < 64)
+
+    def sub(self, size: Size) -> int:
+        return min(self.block, size.q_tile, size.k_tile)
+
+    def schedule(self, arguments: Arguments, size: Size, *, by_keys: bool, split: bool = True) -> Schedule:
+        return schedule_for(
+            arguments.layout, self.q[2], self.k[2], arguments.left, arguments.right, self.device,
+            q_tile=size.q_tile, k_tile=size.k_tile, by_keys=by_keys, split=split,
+        )  # fmt: skip
+
+    def shape(self, size: Size, schedule: Schedule) -> Shape:
+        dim, value_dim = self.q[3], self.v[3]
+        return Shape(*map(tl.constexpr, (
+            dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, self.sub(size),
+            schedule.shared, "ieee",
+        )))  # fmt: skip
+
+    def programs(self, table: Tensor, schedule: Schedule) -> tuple[int]:
+        """Grid of a work list: every batch entry runs it, and every head if they share it."""
+        return (table.shape[0] * (self.batch * self.heads if schedule.shared else self.batch),)
+
+    def lengths(self) -> tuple[int, ...]:
+        return self.heads, self.group, self.q[2], self.k[2], self.lead
+
+    def partials(self, schedule: Schedule, stand_in: Tensor, tile: int, *width: int) -> Tensor:
+        """Room for what the segments of split tiles compute, float32; where none is split, the stand-in."""
+        if not schedule.partials:
+            return stand_in
+        shape = (self.batch, self.heads, schedule.partials, tile, *width)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+
+def _tables(schedule: Schedule) -> tuple[Any, ...]:
+    return schedule.columns, schedule.bits, schedule.items, schedule.items.shape[0], schedule.partials
+
+
+class Forward:
+    """The forward of a kind of call."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> None:
+        call = self._call = _Call.of(q, k, v, arguments.layout)
+        size = self._size = call.sizes().forward
+        schedule = self._schedule = call.schedule(arguments, size, by_keys=False)
+        self._shape = call.shape(size, schedule)
+        self._tables, self._lengths = _tables(schedule), call.lengths()
+        fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
+        self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
+        self._attend = Launch(forward_kernels.attend, call.programs(schedule.items, schedule), size.launch())
+        self._combine = Launch(forward_kernels.combine, call.programs(schedule.splits, schedule))
+        self._combined = (call.heads, call.q[2], call.lead, call.v[3], padded(call.v[3]))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        """Return the context and the log-sum-exp."""
+        call, schedule, size = self._call, self._schedule, self._size
+        out = torch.empty((*call.q[:3], call.v[3]), dtype=call.dtype, device=call.device)
+        lse = torch.empty(call.q[:3], dtype=torch.float32, device=call.device)
+        partial_out = call.partials(schedule, lse, size.q_tile, call.v[3])
+        partial_lse = call.partials(schedule, lse, size.q_tile)
+        self._attend(
+            operand(q), operand(k), operand(v), out, lse, partial_out, partial_lse, _of(self._k_tiles, k),
+            _of(self._v_tiles, v), *self._tables, *self._lengths, arguments.scale * _LOG2E, arguments.left,
+            arguments.right, masks_of(arguments), dropout_of(arguments), self._shape,
+        )  # fmt: skip
+        if schedule.partials:
+            heads, q_len, lead, width, wide = self._combined
+            self._combine(
+                out, lse, partial_out, partial_lse, schedule.splits, schedule.splits.shape[0],
+                schedule.partials, heads, q_len, lead, width, wide, size.q_tile, schedule.shared,
+            )  # fmt: skip
+        return out, lse
+
+
+class Backward:
+    """The backward of a kind of call."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, arguments: Arguments, bias_gradient: bool
+    ) -> None:
+        call = self._call = _Call.of(q, k, v, arguments.layout)
+        sizes = call.sizes()
+        self._bias = arguments.bias is not None and bias_gradient
+        # A bias of one number a query or key takes the sums that the kernels of dq, dk and dv make anyway.
+        shape = arguments.bias.shape if arguments.bias is not None and bias_gradient else (0,) * 4
+        self._row_sums = self._bias and shape[3] == 1
+        self._column_sums = self._bias and not self._row_sums and shape[2] == 1
+        self._queries = _Queries(call, arguments, sizes.queries, k, v, self._row_sums)
+        self._keys = _Keys(call, arguments, sizes.keys, q, grad, self._column_sums)
+        pairs = self._bias and not self._row_sums and not self._column_sums
+        self._pairs = _Pairs(call, arguments, sizes.bias, tuple(shape)) if pairs else None
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad: Tensor,
+        grad_lse: Tensor | None,
+        arguments: Arguments,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the gradients of q, k, v and the bias."""
+        call, bias = self._call, arguments.bias if self._bias else None
+        delta, log2 = torch.empty(2, *call.q[:3], dtype=torch.float32, device=call.device)
+        common = (
+            arguments.scale * _LOG2E, arguments.scale, arguments.left, arguments.right, masks_of(arguments),
+            dropout_of(arguments),
+        )  # fmt: skip
+        dq, row_sums = self._queries(q, k, v, out, grad, lse, grad_lse, delta, log2, common)
+        dk, dv, column_sums = self._keys(q, k, v, grad, delta, log2, common)
+        if bias is None:
+            return dq, dk, dv, None
+        if self._pairs is not None:
+            dbias = self._pairs(q, k, v, grad, delta, log2, common)
+        elif row_sums is not None:
+            dbias = row_sums[..., None]
+        else:
+            assert column_sums is not None
+            dbias = column_sums[:, :, None]
+        return dq, dk, dv, dbias.sum_to_size(bias.shape).to(bias.dtype)
+
+
+class _Queries:
+    """dq, and for the other kernels of the backward what they need of each query."""
+
+    def __init__(
+        self, call: _Call, arguments: Arguments, size: Size, k: Tensor, v: Tensor, row_sums: bool
+    ) -> None:
+        self._call, self._size, self._sums = call, size, row_sums
+        schedule = self._schedule = call.schedule(arguments, size, by_keys=False, split=not row_sums)
+        self._shape = call.shape(size, schedule)
+        self._tables, self._lengths = _tables(schedule), call.lengths()
+        fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
+        self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
+        programs = call.programs(schedule.items, schedule)
+        self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch())
+        self._add = _Add(call, schedule, call.q[2], call.lead, call.q[3], size.q_tile)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        grad: Tensor,
+        lse: Tensor,
+        grad_lse: Tensor | None,
+        delta: Tensor,
+        log2: Tensor,
+        common: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor | None]:
+        call = self._call
+        dq = torch.empty(call.q, dtype=call.dtype, device=call.device)
+        sums = torch.empty(call.q[:3], dtype=torch.float32, device=call.device) if self._sums else None
+        partial = call.partials(self._schedule, delta, self._size.q_tile, call.q[3])
+        self._differentiate(
+            operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, log2, dq,
+            partial, sums, _of(self._k_tiles, k), _of(self._v_tiles, v), *self._tables, *self._lengths,
+            *common, self._shape,
+        )  # fmt: skip
+        self._add(dq, partial)
+        return dq, sums
+
+
+class _Keys:
+    """dk and dv."""
+
+    def __init__(
+        self, call: _Call, arguments: Arguments, size: Size, q: Tensor, grad: Tensor, column_sums: bool
+    ) -> None:
+        self._call, self._size, self._sums = call, size, column_sums
+        schedule = self._schedule = call.schedule(arguments, size, by_keys=True, split=not column_sums)
+        self._shape = call.shape(size, schedule)
+        self._tables, self._lengths = _tables(schedule), call.lengths()
+        # With a lead the blocks of queries do not begin at multiples of the tile.
+        fetched = call.lead == 0 and all(Tiles.serve(x, size.q_tile, call.sub(size)) for x in (q, grad))
+        self._q_tiles, self._grad_tiles = (Tiles(x, size.q_tile) if fetched else None for x in (q, grad))
+        programs = call.programs(schedule.items, schedule)
+        self._differentiate = Launch(backward_kernels.differentiate_keys, programs, size.launch())
+        self._add_k = _Add(call, schedule, call.k[2], 0, call.q[3], size.k_tile)
+        self._add_v = _Add(call, schedule, call.k[2], 0, call.v[3], size.k_tile)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grad: Tensor,
+        delta: Tensor,
+        log2: Tensor,
+        common: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        call, tile = self._call, self._size.k_tile
+        batch, heads, k_len = call.batch, call.heads, call.k[2]
+        # Query heads that share a key head each write their part, added up in order below.
+        dtype = call.dtype if call.group == 1 else torch.float32
+        dk = torch.empty(batch, heads, k_len, call.q[3], dtype=dtype, device=call.device)
+        dv = torch.empty(batch, heads, k_len, call.v[3], dtype=dtype, device=call.device)
+        sums = None
+        if self._sums:
+            sums = torch.empty(batch, heads, k_len, dtype=torch.float32, device=call.device)
+        partial_dk = call.partials(self._schedule, delta, tile, call.q[3])
+        partial_dv = call.partials(self._schedule, delta, tile, call.v[3])
+        self._differentiate(
+            operand(q), operand(k), operand(v), operand(grad), log2, delta, dk, dv, partial_dk, partial_dv,
+            sums, _of(self._q_tiles, q), _of(self._grad_tiles, grad), *self._tables, *self._lengths, *common,
+            self._shape,
+        )  # fmt: skip
+        self._add_k(dk, partial_dk)
+        self._add_v(dv, partial_dv)
+        if call.group > 1:
+            dk = dk.view(batch, -1, call.group, k_len, call.q[3]).sum(2).to(call.dtype)
+            dv = dv.view(batch, -1, call.group, k_len, call.v[3]).sum(2).to(call.dtype)
+        return dk, dv, sums
+
+
+class _Add:
+    """The sum of what the segments of split tiles computed."""
+
+    def __init__(
+        self, call: _Call, schedule: Schedule, length: int, lead: int, width: int, tile: int
+    ) -> None:
+        self._tail = (
+            schedule.splits, schedule.splits.shape[0], schedule.partials, call.heads, length, lead, width,
+            padded(width), tile, schedule.shared,
+        )  # fmt: skip
+        self._split = schedule.partials > 0
+        self._add = Launch(backward_kernels.add_segments, call.programs(schedule.splits, schedule))
+
+    def __call__(self, whole: Tensor, partial: Tensor) -> None:
+        if self._split:
+            self._add(whole, partial, *self._tail)
+
+
+class _Pairs:
+    """The gradient of a bias that has queries and keys."""
+
+    def __init__(self, call: _Call, arguments: Arguments, size: Size, bias: tuple[int, ...]) -> None:
+        schedule = call.schedule(arguments, size, by_keys=False)
+        own_heads = bias[1] if schedule.shared else call.heads
+        self._dbias = (bias[0], own_heads, call.q[2], call.k[2])
+        batches, batch_step = (1, 1) if bias[0] == call.batch else (call.batch, 0)
+        heads, head_step = (call.heads, 0) if schedule.shared and bias[1] != call.heads else (1, 1)
+        self._head = (schedule.columns, schedule.bits, schedule.items, call.heads, batches, heads)
+        self._lengths = (batch_step, head_step, *call.lengths()[1:])
+        self._shape = call.shape(size, schedule)
+        grid = (schedule.items.shape[0], bias[0], own_heads if schedule.shared else 1)
+        self._differentiate = Launch(bias_kernels.differentiate_bias, grid, size.launch())
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grad: Tensor,
+        delta: Tensor,
+        log2: Tensor,
+        common: tuple[Any, ...],
+    ) -> Tensor:
+        """Return it as ``[its batch, its heads or all, q_len, k_len]``, float32."""
+        dbias = torch.zeros(self._dbias, dtype=torch.float32, device=q.device)
+        scale, _, *rest = common
+        self._differentiate(
+            operand(q), operand(k), operand(v), operand(grad), log2, delta, Strided(dbias, dbias.stride()),
+            *self._head, *self._lengths, scale, *rest, self._shape,
+        )  # fmt: skip
+        return dbias
+
+
+def _of(tiles: Tiles | None, x: Tensor) -> Any:
+    return None if tiles is None else tiles.of(x)
