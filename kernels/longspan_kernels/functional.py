@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, Literal, overload
 
 import torch
@@ -18,12 +19,13 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @registry.constant_in_graphs
-def _pinned(layout: BlockLayout) -> tuple[Any, ...]:
+def _pinned(digest: str) -> tuple[Any, ...]:
     """Run by Dynamo while it traces: the graph holds the numbers, so the layout has to stay.
 
-    A function and no method: Dynamo guards a function's arguments, and so compiles again for another layout.
+    It takes the digest, which Dynamo guards by value: a layout of other content compiles again, an equal one
+    in another object does not.
     """
-    return registry.pin(layout)
+    return registry.pin(registry.find(digest))
 
 
 @overload
@@ -127,7 +129,7 @@ def block_sparse_attention(
     if isinstance(layout, LayoutHandle):
         handle = layout
     elif torch.compiler.is_compiling():
-        handle = LayoutHandle(*_pinned(layout))
+        handle = LayoutHandle(*_pinned(layout.digest))
     else:
         handle = registry.handle_of(layout)
     q, k, v = _autocast(q, k, v)
@@ -179,7 +181,7 @@ def block_sparse_attention(
         bias,
         document_ids,
         _seed(dropout_p, dropout_seed, q.device),
-        handle.number,
+        operator.index(handle.number),  # a number that Dynamo took for variable: one again, guarded
         q.shape[3] ** -0.5 if scale is None else _scale(scale),
         left,
         right,

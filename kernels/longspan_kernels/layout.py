@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longspan_kernels import csr, drawing
+from longspan_kernels import csr, drawing, registry
 from longspan_kernels.pairs import kept_pairs
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class BlockLayout:
             digest.update(array.numpy().tobytes())
         for name, value in {**shape, **arrays, "_digest": digest.hexdigest()}.items():
             object.__setattr__(self, name, value)
+        registry.enter(self)
         return self
 
     @classmethod

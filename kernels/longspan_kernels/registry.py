@@ -10,15 +10,18 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from longspan_kernels.layout import BlockLayout
+if TYPE_CHECKING:
+    from longspan_kernels.layout import BlockLayout
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _lock = threading.Lock()
+# All living layouts, by identity.
+_living: weakref.WeakValueDictionary[int, BlockLayout] = weakref.WeakValueDictionary()
 _handles: dict[str, int] = {}
-# All living objects of a content, by identity: the handle is good as long as one of them lives.
+# All living objects of a content that has a handle, by identity: it is good as long as one of them lives.
 _layouts: dict[int, weakref.WeakValueDictionary[int, BlockLayout]] = {}
 _pinned: dict[int, BlockLayout] = {}
 
@@ -33,6 +36,26 @@ class LayoutHandle(NamedTuple):
     k_blocks: int
     lead: int
     causal: bool
+
+
+def enter(layout: BlockLayout) -> None:
+    """Note a new layout, weakly, for `find`."""
+    with _lock:
+        _living[id(layout)] = layout
+
+
+def find(digest: str) -> BlockLayout:
+    """Return a living layout by the digest of its content; it looks at each, so it is for tracing alone.
+
+    Raises:
+        RuntimeError: no layout of this content lives.
+
+    """
+    with _lock:
+        for layout in _living.values():
+            if layout.digest == digest:
+                return layout
+    raise RuntimeError(f"no BlockLayout of digest {digest} lives: keep the layout while it is compiled")
 
 
 def handle_of(layout: BlockLayout) -> LayoutHandle:
@@ -72,6 +95,10 @@ def constant_in_graphs(function: Function) -> Function:
     """Mark a function that Dynamo runs while it traces, to keep the result as a constant of the graph.
 
     What `torch.compiler.assume_constant_result` does, without importing torch's compiler and so Triton.
+
+    Its arguments must be constants to Dynamo: numbers, strings, classes, tuples of them. Those it guards by
+    value in all versions, so a graph is used again only where the result would be the same. Other objects it
+    refuses (torch 2.11) or guards by identity (2.13); the object of a method it does not guard at all.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,13 +1,22 @@
 """SparseSelfAttention: the original's forward, and what it could not do."""
 
+import copy
 import math
+import pickle
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 import torch._dynamo
+import torch._dynamo.testing
 
 from longspan.attention import SparseSelfAttention
-from longspan.sparsity import BigBirdSparsityConfig, FixedSparsityConfig
+from longspan.sparsity import (
+    BigBirdSparsityConfig,
+    BSLongformerSparsityConfig,
+    FixedSparsityConfig,
+    LocalSlidingWindowSparsityConfig,
+)
 
 HEADS, BLOCK, LENGTH = 2, 8, 61
 
@@ -143,6 +152,68 @@ def test_compiles_without_a_graph_break(pattern):
         torch.testing.assert_close(compiled(*parts), module(*parts))
     grads = [torch.autograd.grad(f(q, k, v).square().sum(), (q, k, v)) for f in (compiled, module)]
     torch.testing.assert_close(*grads)
+
+
+@dataclass(frozen=True)
+class Shares(BigBirdSparsityConfig):
+    """A pattern of a user's own, with arguments of all plain types, one of them by keyword alone."""
+
+    share: float = 0.5
+    windows: tuple[int, ...] = ()
+    label: str | None = field(default=None, kw_only=True)
+
+    name = "shares"
+
+
+PATTERNS_BY_NUMBER = [
+    lambda number: BigBirdSparsityConfig(HEADS, BLOCK, seed=number),
+    lambda number: BSLongformerSparsityConfig(HEADS, BLOCK, global_block_indices=(number,)),
+    lambda number: Shares(HEADS, BLOCK, share=number / 7, windows=(number, 4), label=f"{number}"),
+]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("make", PATTERNS_BY_NUMBER)
+def test_modules_compile_once_for_each_pattern(make, dynamic):
+    """One piece of code for all the layers of a model: equal patterns share a graph, others do not."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(
+        lambda module, q, k, v: module(q, k, v), fullgraph=True, backend=counter, dynamic=dynamic
+    )
+    inputs = _inputs()
+    for number in (1, 2, 3, 2, 1):
+        module = SparseSelfAttention(make(number))
+        out = compiled(module, *inputs)
+        torch.testing.assert_close(out, _dense(module.sparsity_config, *inputs))
+        grads = [torch.autograd.grad(x.square().sum(), inputs) for x in (out, module(*inputs))]
+        torch.testing.assert_close(*grads)
+    assert counter.frame_count == 3
+    module.sparsity_config = copy.deepcopy(pickle.loads(pickle.dumps(make(2))))
+    torch.testing.assert_close(compiled(module, *inputs), _dense(module.sparsity_config, *inputs))
+    assert counter.frame_count == 3
+
+
+def test_a_pattern_class_defined_anew_compiles_again():
+    """As in a notebook: equal in name and arguments, another class nonetheless."""
+
+    def define(reach):
+        @dataclass(frozen=True)
+        class Again(LocalSlidingWindowSparsityConfig):
+            name = "again"
+
+            def intervals(self, rows, num_blocks, head):
+                first, past = super().intervals(rows, num_blocks, head)
+                return first - reach, past + reach
+
+        return Again
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda module, q, k, v: module(q, k, v), fullgraph=True, backend="eager")
+    inputs = _inputs()
+    for reach in (0, 1):
+        module = SparseSelfAttention(define(reach)(HEADS, BLOCK, attention="bidirectional"))
+        torch.testing.assert_close(compiled(module, *inputs), _dense(module.sparsity_config, *inputs))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The custom op: autograd, torch.compile, autocast, and handles of layouts."""
 
+import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -104,6 +106,76 @@ def test_a_layout_compiles_once(kit):
     assert counter.frame_count == 2
 
 
+@pytest.mark.parametrize("as_handle", [False, True])
+def test_layouts_of_one_shape_compiled_give_each_its_own_result(kit, as_handle):
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(block_sparse_attention, fullgraph=True, backend=counter)
+    layouts = [kit.random_layout(2, 32, 32, 8, seed=seed) for seed in (1, 2, 3)]
+    inputs = kit.tensors(1, 2, 2, 32, 32)
+    results = []
+    for layout in (*layouts, *layouts):
+        argument = registry.handle_of(layout) if as_handle else layout
+        results.append(compiled(*inputs, argument))
+        expected = block_sparse_attention(*inputs, layout)
+        torch.testing.assert_close(results[-1], expected)
+        grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (results[-1], expected)]
+        torch.testing.assert_close(*grads)
+    assert (results[0] - results[1]).abs().max() > 0.01
+    assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda layout: pickle.loads(pickle.dumps(layout))])
+def test_an_equal_layout_does_not_compile_again(kit, copied):
+    """A graph serves a content: also after the object it was compiled with is gone."""
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(block_sparse_attention, fullgraph=True, backend=counter)
+    inputs = kit.tensors(1, 2, 2, 32, 32)
+    layout = kit.random_layout(2, 32, 32, 8, seed=3)
+    first = compiled(*inputs, layout)
+    other = copied(layout)
+    assert other is not layout
+    del layout
+    gc.collect()
+    assert torch.equal(compiled(*inputs, other), first)
+    assert counter.frame_count == 1
+
+
+def test_a_layout_held_elsewhere_is_guarded(kit):
+    """By a closure, as by an argument."""
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    inputs = kit.tensors(1, 2, 2, 32, 32)
+    layout = kit.random_layout(2, 32, 32, 8, seed=1)
+    compiled = torch.compile(
+        lambda q, k, v: block_sparse_attention(q, k, v, layout), fullgraph=True, backend=counter
+    )
+    compiled(*inputs)
+    layout = kit.random_layout(2, 32, 32, 8, seed=2)
+    torch.testing.assert_close(compiled(*inputs), block_sparse_attention(*inputs, layout))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_whole_under_autocast(kit, backend):
+    layout = kit.random_layout(2, 40, 40, 8, causal=True, seed=1)
+    inputs = kit.tensors(2, 2, 1, 40, 40, dtype=torch.float32)
+
+    def attend(q, k, v):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return block_sparse_attention(q * 2, k, v, layout, dropout_p=0.3, dropout_seed=11).sin()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend=backend)
+    results = []
+    for function in (attend, compiled):
+        out = function(*inputs)
+        assert out.dtype == torch.bfloat16
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    torch.testing.assert_close(*results, rtol=3e-2, atol=3e-2)
+
+
 def test_a_compiled_graph_keeps_its_layout(kit):
     """The backward of a compiled graph knows the number alone."""
     torch._dynamo.reset()
@@ -153,11 +225,15 @@ def test_the_registry_keeps_no_layout_alive(kit):
     layout = BlockLayout.from_dense(torch.eye(7)[None], 3)
     handle = registry.handle_of(layout)
     assert registry.layout_of(handle.number) is layout
+    digest = layout.digest
+    assert registry.find(digest) is layout
     del layout
     gc.collect()
     with pytest.raises(RuntimeError, match=f"handle {handle.number} names no living BlockLayout"):
         registry.layout_of(handle.number)
     q, k, v = kit.tensors(1, 1, 1, 21, 21)
+    with pytest.raises(RuntimeError, match=f"no BlockLayout of digest {digest} lives"):
+        registry.find(digest)
     with pytest.raises(RuntimeError, match="no living BlockLayout"):
         block_sparse_attention(q, k, v, handle)
 

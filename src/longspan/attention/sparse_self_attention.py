@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,8 +140,10 @@ class SparseSelfAttention(nn.Module):
     def _layout(self, k_len: int, q_len: int) -> BlockLayout | LayoutHandle:
         """Ask the pattern, which keeps its layouts."""
         if torch.compiler.is_compiling():
-            # index: a length that Dynamo took for variable becomes a number again, guarded.
-            return LayoutHandle(*_pinned(self.sparsity_config, operator.index(k_len), operator.index(q_len)))
+            pattern = self.sparsity_config
+            names = _arguments(type(pattern))
+            values = tuple(_constant(getattr(pattern, name)) for name in names)
+            return LayoutHandle(*_pinned(type(pattern), names, values, _constant(k_len), _constant(q_len)))
         return self.sparsity_config.layout(k_len, q_len)
 
     def extra_repr(self) -> str:
@@ -149,9 +152,32 @@ class SparseSelfAttention(nn.Module):
 
 
 @constant_in_graphs
-def _pinned(sparsity_config: Any, k_len: int, q_len: int) -> tuple[Any, ...]:
-    """Run by Dynamo while it traces: the graph is specialised to the pattern and the lengths."""
-    return pin(sparsity_config.layout(k_len, q_len))
+def _arguments(pattern: type[SparsityConfig]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(pattern) if field.init)
+
+
+@constant_in_graphs
+def _pinned(
+    pattern: type[SparsityConfig], names: tuple[str, ...], values: tuple[Any, ...], k_len: int, q_len: int
+) -> tuple[Any, ...]:
+    """Run by Dynamo while it traces: the graph is specialised to the pattern and the lengths.
+
+    The pattern comes as what it is made of, which Dynamo guards by value; made again, it is an equal pattern
+    with the same layouts.
+    """
+    return pin(pattern(**dict(zip(names, values, strict=True))).layout(k_len, q_len))
+
+
+def _constant(value: Any) -> Any:
+    """Make a number that Dynamo took for variable one number again, guarded, also within tuples.
+
+    A call of a method does it to a float, where ``float`` would leave it variable.
+    """
+    if isinstance(value, tuple):
+        return tuple(_constant(item) for item in value)
+    if isinstance(value, float):
+        return value.__float__()
+    return operator.index(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _read(name: str, mask: Tensor, mode: str) -> Tensor:

@@ -26,7 +26,8 @@ class SparsityConfig(ABC):
     A pattern is a value: immutable, hashable, equal to another of the same class and arguments, and it gives
     the same layout in every process. List arguments are stored as tuples. A new pattern is a frozen dataclass
     that derives from this class, has a ``name`` and an ``attention``, and says in `intervals` which columns a
-    row keeps.
+    row keeps. Its arguments are of JSON's plain types, lists as tuples: a compiled graph is guarded by their
+    values.
 
     Args:
         num_heads: number of attention heads, at least 1.
