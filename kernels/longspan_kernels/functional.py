@@ -195,6 +195,10 @@ def _shape(x: Tensor) -> list[int]:
     return list(x.shape)
 
 
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"got q {_shape(q)}, k {_shape(k)}, v {_shape(v)}"
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to autocast's dtype, as torch's own attention does; float64 stays."""
     device = tensors[0].device.type
@@ -205,9 +209,8 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
-    shapes = f"got q {_shape(q)}, k {_shape(k)}, v {_shape(v)}"
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
-        raise ValueError(f"q, k and v must be [batch, heads, length, dim], {shapes}")
+        raise ValueError(f"q, k and v must be [batch, heads, length, dim], {_shapes(q, k, v)}")
     if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(
             "q, k and v must be of one dtype, float64, float32, bfloat16 or float16, got "
@@ -218,10 +221,10 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     if k.shape[0] != q.shape[0] or k.shape[:3] != v.shape[:3] or k.shape[3] != q.shape[3]:
         raise ValueError(
             "k must be [batch, kv_heads, k_len, dim] with q's batch and dim, v as k but for its dim, "
-            + shapes
+            + _shapes(q, k, v)
         )
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"the heads of q must be a multiple of those of k and v, {shapes}")
+        raise ValueError(f"the heads of q must be a multiple of those of k and v, {_shapes(q, k, v)}")
 
 
 def _check_lengths(handle: LayoutHandle, q_len: int, k_len: int) -> None:
