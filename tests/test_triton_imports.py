@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels" / "longspan_kernels"
 # What the Triton backend is made of.
-TRITON_MODULES = {"triton_backend", "forward", "backward", "bias_gradient", "tiles"}
+TRITON_MODULES = {"triton_backend", "autotune", "forward", "backward", "bias_gradient", "tiles"}
 FILES = sorted([*KERNELS.rglob("*.py"), *(ROOT / "src").rglob("*.py"), ROOT / "train.py"])
 
 

@@ -61,8 +61,10 @@ class _Call:
         return min(self.arguments.layout.block, size.q_tile, size.k_tile)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """Attend; arguments and results as `longspan_kernels.reference.forward`.
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, *, sizes: Sizes | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend; arguments and results as `longspan_kernels.reference.forward`, ``sizes`` instead of the tuned.
 
     Raises:
         ValueError: a block, head dimension, dtype or device that the kernels do not serve.
@@ -75,7 +77,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tens
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
     if not out.numel() and not lse.numel():
         return out, lse
-    size = _sizes(call).forward
+    size = (sizes or _sizes(call)).forward
     schedule = call.schedule(size, by_keys=False)
     inner = batch * heads if schedule.shared else batch
     partial_out = partial_lse = lse
@@ -113,8 +115,10 @@ def backward(
     grad_lse: Tensor | None,
     arguments: Arguments,
     bias_gradient: bool,
+    *,
+    sizes: Sizes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Differentiate; arguments and results as `longspan_kernels.reference.backward`."""
+    """Differentiate; as `longspan_kernels.reference.backward`, ``sizes`` instead of the tuned."""
     call = _prepare(q, k, v, arguments)
     batch, heads, q_len, _ = q.shape
     k_len, value_dim = call.k_len, v.shape[3]
@@ -125,7 +129,7 @@ def backward(
     if not q.numel() or not k.numel():
         dbias = None if bias is None else torch.zeros_like(bias)
         return dq.zero_(), torch.zeros_like(k), torch.zeros_like(v), dbias
-    sizes = _sizes(call)
+    sizes = sizes or _sizes(call)
     delta, log2 = torch.empty(2, batch, heads, q_len, dtype=torch.float32, device=q.device)
     with _on(q.device):
         backward_kernels.differences[(triton.cdiv(q_len, 64), batch * heads)](
@@ -300,8 +304,8 @@ def _options(q: Tensor, arguments: Arguments) -> dict[str, Any]:
 
 
 def _sizes(call: _Call) -> Sizes:
-    gathered = call.arguments.layout.block < 64
-    return sizes_for(call.q.dtype, max(call.q.shape[3], call.v.shape[3]), gathered)
+    dim = max(call.q.shape[3], call.v.shape[3])
+    return sizes_for(call.q.dtype, dim, call.arguments.layout.block, call.q.device)
 
 
 def _dims(call: _Call, size: Size) -> dict[str, int]:
