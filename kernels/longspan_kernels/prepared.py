@@ -55,7 +55,7 @@ class _Call:
         return self.q[1] // self.k[1]
 
     def sizes(self) -> Sizes:
-        return sizes_for(self.dtype, max(self.q[3], self.v[3]), self.block < 64)
+        return sizes_for(self.dtype, max(self.q[3], self.v[3]), self.block, self.device)
 
     def sub(self, size: Size) -> int:
         return min(self.block, size.q_tile, size.k_tile)
@@ -95,9 +95,11 @@ def _tables(schedule: Schedule) -> tuple[Any, ...]:
 class Forward:
     """The forward of a kind of call."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> None:
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, sizes: Sizes | None = None
+    ) -> None:
         call = self._call = _Call.of(q, k, v, arguments.layout)
-        size = self._size = call.sizes().forward
+        size = self._size = (sizes or call.sizes()).forward
         schedule = self._schedule = call.schedule(arguments, size, by_keys=False)
         self._shape = call.shape(size, schedule)
         self._tables, self._lengths = _tables(schedule), call.lengths()
@@ -132,10 +134,17 @@ class Backward:
     """The backward of a kind of call."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, arguments: Arguments, bias_gradient: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grad: Tensor,
+        arguments: Arguments,
+        bias_gradient: bool,
+        sizes: Sizes | None = None,
     ) -> None:
         call = self._call = _Call.of(q, k, v, arguments.layout)
-        sizes = call.sizes()
+        sizes = sizes or call.sizes()
         self._bias = arguments.bias is not None and bias_gradient
         # A bias of one number a query or key takes the sums that the kernels of dq, dk and dv make anyway.
         shape = arguments.bias.shape if arguments.bias is not None and bias_gradient else (0,) * 4

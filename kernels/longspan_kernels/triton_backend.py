@@ -12,6 +12,7 @@ from torch import Tensor
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.launch import Kinds, kind_of, unit_stride
 from longspan_kernels.prepared import Backward, Forward
+from longspan_kernels.tuning import Sizes
 
 BLOCKS = (16, 32, 64, 128)
 MAX_DIM = 256
@@ -23,8 +24,10 @@ _forwards: Kinds[Forward] = Kinds(_KEPT)
 _backwards: Kinds[Backward] = Kinds(_KEPT)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """Attend; arguments and results as `longspan_kernels.reference.forward`.
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, *, sizes: Sizes | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend; arguments and results as `longspan_kernels.reference.forward`, ``sizes`` instead of the tuned.
 
     Raises:
         ValueError: a block, head dimension, dtype or device that the kernels do not serve.
@@ -37,9 +40,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tens
 
     def prepare() -> Forward:
         _check(q, v, arguments)
-        return Forward(q, k, v, arguments)
+        return Forward(q, k, v, arguments, sizes)
 
-    prepared = _forwards.get(kind_of(arguments, q, k, v), prepare)
+    prepared = _forwards.get((kind_of(arguments, q, k, v), sizes), prepare)
     with _on(q.device):
         return prepared(q, k, v, arguments)
 
@@ -54,15 +57,17 @@ def backward(
     grad_lse: Tensor | None,
     arguments: Arguments,
     bias_gradient: bool,
+    *,
+    sizes: Sizes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Differentiate; arguments and results as `longspan_kernels.reference.backward`."""
+    """Differentiate; as `longspan_kernels.reference.backward`, ``sizes`` instead of the tuned."""
     if not q.numel() or not k.numel():
         dbias = torch.zeros_like(arguments.bias) if arguments.bias is not None and bias_gradient else None
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), dbias
     q, k, v, out, grad = (unit_stride(x) for x in (q, k, v, out, grad_out))
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
-    kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient)
-    prepared = _backwards.get(kind, lambda: Backward(q, k, v, grad, arguments, bias_gradient))
+    kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient, sizes)
+    prepared = _backwards.get(kind, lambda: Backward(q, k, v, grad, arguments, bias_gradient, sizes))
     with _on(q.device):
         return prepared(q, k, v, out, lse, grad, grad_lse, arguments)
 

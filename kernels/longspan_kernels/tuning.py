@@ -1,12 +1,25 @@
-"""Tile sizes, pipeline depths and warps of the kernels, by device, dtype and head dimension."""
+"""Tile sizes, pipeline depths and warps of the kernels, by architecture, dtype, head dimension and block.
+
+Known architectures have a table here, made by ``experiments/attention_speed/tune.py``. On any other GPU the
+kernels time a few sizes at the first call of a kind and remember the fastest (`longspan_kernels.autotune`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+# Compute capability of an NVIDIA GPU, as (9, 0), or the name of an AMD architecture, as "gfx942".
+Architecture = tuple[int, int] | str
+DIMS = (64, 128, 256)
+# A step gathers several blocks that are smaller than this. The table knows no more of a block.
+WHOLE_BLOCK = 64
+_TILES = (16, 32, 64, 128, 256)
+_WARPS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,10 @@ class Size:
         k_tile: keys a step or tile.
         stages: depth of the software pipeline.
         warps: warps a program.
-        registers: most registers a thread, None for no bound.
+        registers: most registers a thread, None for no bound; NVIDIA alone has it.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
 
     """
 
@@ -28,6 +44,17 @@ class Size:
     warps: int
     registers: int | None = None
 
+    def __post_init__(self) -> None:
+        allowed = {"q_tile": _TILES, "k_tile": _TILES, "stages": range(1, 9), "warps": _WARPS}
+        for name, values in allowed.items():
+            value = getattr(self, name)
+            if type(value) is not int or value not in values:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {value!r}")
+        if self.registers is not None and (
+            type(self.registers) is not int or not 24 <= self.registers <= 255
+        ):
+            raise ValueError(f"registers must be None or lie in [24, 255], got {self.registers!r}")
+
     def launch(self) -> dict[str, Any]:
         """Keyword arguments of a Triton launch."""
         options: dict[str, Any] = {"num_stages": self.stages, "num_warps": self.warps}
@@ -35,10 +62,15 @@ class Size:
             options["maxnreg"] = self.registers
         return options
 
+    def serves(self, block: int) -> bool:
+        """Whether a schedule's 32 bits hold the pairs of sub-blocks of a tile and a step."""
+        sub = min(block, self.q_tile, self.k_tile)
+        return (self.q_tile // sub) * (self.k_tile // sub) <= 32
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of all kernels for one kind of call."""
+    """The sizes of all kernels for one kind of call: forward, dq, dk with dv, and the bias's gradient."""
 
     forward: Size
     queries: Size
@@ -46,26 +78,114 @@ class Sizes:
     bias: Size
 
 
-# Chosen by a sweep on an H100 in bfloat16, at 16,384 tokens, on BigBird and LocalSlidingWindow; the sweep is
+@dataclass(frozen=True)
+class Kind:
+    """What the sizes of calls in bfloat16 and float16 depend on besides the architecture.
+
+    Attributes:
+        dim: the head dimension rounded up to one of `DIMS`.
+        gathered: whether a step gathers blocks smaller than `WHOLE_BLOCK` tokens.
+
+    """
+
+    dim: int
+    gathered: bool
+
+    @property
+    def block(self) -> int:
+        """The block that stands for its class where sizes are timed, in tokens."""
+        return 16 if self.gathered else WHOLE_BLOCK
+
+
+# Chosen by a sweep on an H100 in bfloat16, at 16,384 tokens, on BigBird and LocalSlidingWindow; that sweep is
 # not recorded, so nothing here is claimed to be the best.
-# (largest head dimension, whether steps gather blocks smaller than the tile) -> sizes.
 _HOPPER = {
-    (64, False): Sizes(Size(64, 64, 3, 4), Size(64, 64, 3, 4), Size(64, 64, 2, 4, 168), Size(32, 32, 1, 4)),
-    (64, True): Sizes(
+    Kind(64, False): Sizes(
+        Size(64, 64, 3, 4), Size(64, 64, 3, 4), Size(64, 64, 2, 4, 168), Size(32, 32, 1, 4)
+    ),
+    Kind(64, True): Sizes(
         Size(64, 64, 2, 4, 128), Size(64, 64, 2, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)
     ),
-    (128, False): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
-    (128, True): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
-    (256, False): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
-    (256, True): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
+    Kind(128, False): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
+    Kind(128, True): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
+    Kind(256, False): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
+    Kind(256, True): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
 }
+TABLE: dict[Architecture, dict[Kind, Sizes]] = {(9, 0): _HOPPER}
 # Products of float32 run on the ordinary units: small tiles keep them in registers.
 _FLOAT32 = Sizes(*[Size(32, 32, 1, 4)] * 4)
+# What was found for a device. Sizes that stand in until a device may be timed are not kept.
+_found: dict[tuple[torch.device, Kind], Sizes] = {}
+
+
+def kind_of(dim: int, block: int) -> Kind:
+    """Give the kind of a call.
+
+    Args:
+        dim: the larger head dimension, at most 256.
+        block: tokens a block.
+
+    """
+    return Kind(next(limit for limit in DIMS if dim <= limit), block < WHOLE_BLOCK)
 
 
 @functools.cache
-def sizes_for(dtype: torch.dtype, dim: int, gathered: bool) -> Sizes:
-    """Give the sizes for a dtype, the larger head dimension, and whether a step gathers several blocks."""
+def architecture_of(device: torch.device) -> Architecture | None:
+    """Give the architecture of a GPU, None for any other device and where there is no GPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    if torch.version.hip is not None:
+        # Behind the name stand features that are switched on or off, as in "gfx90a:sramecc+:xnack-".
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return torch.cuda.get_device_capability(device)
+
+
+def nearest_sizes(architecture: Architecture | None, kind: Kind) -> Sizes:
+    """Give the sizes of the known architecture that is nearest, to stand in for an unknown one.
+
+    Nearest is the compute capability with the smallest difference, the lower of two.
+    """
+    if isinstance(architecture, tuple):
+        known = [one for one in TABLE if isinstance(one, tuple)]
+        wanted = 10 * architecture[0] + architecture[1]
+        return TABLE[min(known, key=lambda one: (abs(10 * one[0] + one[1] - wanted), one))][kind]
+    if architecture is None:
+        return TABLE[9, 0][kind]  # the interpreter and the compile-only tests
+    for one, sizes in TABLE.items():
+        if isinstance(one, str):
+            return sizes[kind]
+    hopper = TABLE[9, 0][kind]
+    return Sizes(
+        *(dataclasses.replace(getattr(hopper, f.name), registers=None) for f in dataclasses.fields(Sizes))
+    )
+
+
+def sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> Sizes:
+    """Give the sizes for a call; on an unknown GPU the first call of a kind times some and remembers.
+
+    Args:
+        dtype: of queries, keys and values.
+        dim: the larger head dimension, at most 256.
+        block: tokens a block.
+        device: of the tensors.
+
+    """
     if dtype == torch.float32:
         return _FLOAT32
-    return _HOPPER[next(limit for limit in (64, 128, 256) if dim <= limit), gathered]
+    kind = kind_of(dim, block)
+    found = _found.get((device, kind))
+    if found is None:
+        architecture = architecture_of(device)
+        if architecture is None:
+            return nearest_sizes(None, kind)
+        if architecture in TABLE:
+            found = TABLE[architecture][kind]
+        else:
+            # Only here, so that a known GPU never loads what times sizes.
+            from longspan_kernels import autotune
+
+            found = autotune.tuned_sizes(kind, dtype, device)
+            if found is None:
+                return nearest_sizes(architecture, kind)
+        _found[device, kind] = found
+    return found

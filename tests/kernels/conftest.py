@@ -1,7 +1,9 @@
 """An oracle of its own: dense attention in float64 by autograd, and Philox in Python's integers."""
 
+import importlib.util
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +152,22 @@ class Kit:
 @pytest.fixture(scope="session")
 def kit():
     return Kit
+
+
+@pytest.fixture
+def tuner(monkeypatch, tmp_path):
+    """The CPU passes for a GPU without a table; the module `made_up_gpu` has what is tuned there, and how."""
+    pytest.importorskip("triton")
+    from longspan_kernels import tuning
+
+    path = Path(__file__).with_name("made_up_gpu.py")
+    specification = importlib.util.spec_from_file_location("made_up_gpu", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: module.AMPERE)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setenv("LONGSPAN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("LONGSPAN_AUTOTUNE", raising=False)
+    module.forget()
+    yield module
+    module.forget()

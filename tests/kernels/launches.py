@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from made_up_gpu import made_up_gpu
+from made_up_driver import made_up_gpu
 
 from longspan_kernels import BlockLayout, block_sparse_attention, launch
 

@@ -1,74 +1,63 @@
-"""A GPU of Hopper's kind that compiles kernels and launches none: what Triton asks of a driver, and a record.
+"""A GPU without a table, its calls and its clock made up: what the tests of tuning share, as `tuner`."""
 
-Tensors lie on the CPU. It shows which compiled kernel a call would launch, and with what.
-"""
+import pytest
+import torch
 
-import contextlib
-from types import SimpleNamespace
-from unittest import mock
+from longspan_kernels import autotune, tuning
+from longspan_kernels.tuning import Kind, Size
 
-from triton.backends.compiler import GPUTarget
-from triton.compiler import CompiledKernel
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
-
-from longspan_kernels import launch, triton_backend
+CPU = torch.device("cpu")
+AMPERE = (8, 0)
+WHOLE = Kind(64, False)
+FAST = Size(64, 32, 2, 4)  # of every list of head dimension 64 but that of the keys, where it lies turned
+FAST_KEYS = Size(32, 64, 2, 4)
 
 
-class MadeUpGPU:
-    """A driver for Triton, with what was launched: (kernel's name, grid, arguments)."""
+class Problem:
+    """Stands for a call: says what was run, fails where it is told to, and has a time for each size."""
 
-    def __init__(self, capability):
-        self.capability = capability
-        self.launches = []
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 232448},
-            load_binary=lambda name, *_: (1, name, 0, 0, 1024),
-            unload_module=lambda module: None,
-        )
+    def __init__(self, broken=(), wrong=(), none=False):
+        self.broken, self.wrong, self.none = broken, wrong, none
+        self.runs, self.made, self.timed = [], 0, 0
 
-    def name_alone(self, function, key, signature, device, *_):
-        """What Triton would compile, remembered where Triton looks for it."""
-        kernel = object.__new__(CompiledKernel)
-        kernel.name, kernel.src, kernel._module_pid = function._fn_name, None, None
-        kernel.module, kernel.function, kernel.packed_metadata = 1, function._fn_name, None
-        kernel._run = self.launcher_cls(None, SimpleNamespace(name=function._fn_name.rpartition(".")[2]))
-        function.device_caches[device][0][key] = kernel
-        return kernel
+    def __call__(self, kind, dtype, device):
+        self.made += 1
+        return self
 
-    def launcher_cls(self, src, metadata):
-        def launched(x, y, z, stream, function, *rest):
-            # Behind the function come packed metadata, launch metadata and two hooks.
-            self.launches.append((metadata.name, (x, y, z), rest[4:]))
+    def expected(self):
+        return {kernel: (torch.ones(4),) for kernel in autotune.KERNELS}
 
-        return launched
+    def run(self, kernel, size):
+        self.runs.append((kernel, size))
+        if size in self.broken or self.none:
+            raise RuntimeError("out of resource: shared memory")
+        return (torch.full((4,), self.wrong[size]) if size in self.wrong else torch.ones(4),)
 
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return id(self)  # Triton remembers what it compiled by device
-
-    def get_current_stream(self, device):
-        return 0
-
-
-@contextlib.contextmanager
-def made_up_gpu(capability=90, compiles=False):
-    """Let tensors of the CPU take the way of a GPU's; without compilation kernels are names alone."""
-    gpu = MadeUpGPU(capability)
-    forget()
-    with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(triton_backend, "_INTERPRETED", True))
-        patches.enter_context(mock.patch.object(launch, "has_tma", return_value=capability >= 90))
-        if not compiles:
-            name_alone = lambda function, *rest: gpu.name_alone(function, *rest)  # noqa: E731
-            patches.enter_context(mock.patch.object(JITFunction, "_do_compile", name_alone))
-        driver.set_active(gpu)
-        yield gpu
-    forget()
+    def timer(self, call):
+        call()
+        self.timed += 1
+        kernel, size = self.runs[-1]
+        if size == (FAST_KEYS if kernel == "keys" else FAST):
+            return 1.0
+        return 3.0 if size == autotune.SAFE else 2.0
 
 
 def forget():
-    triton_backend._forwards.clear()
-    triton_backend._backwards.clear()
+    """What a new process knows: nothing."""
+    autotune._found.clear()
+    autotune._given_up.clear()
+    autotune._announced = False
+    tuning._found.clear()
+
+
+tuned_sizes = autotune.tuned_sizes  # tests put others in its place
+
+
+def tuned(problem, kind=WHOLE):
+    return tuned_sizes(
+        kind, torch.bfloat16, CPU, timer=lambda call: problem.timer(call), make_problem=problem
+    )
+
+
+def no_launch(*_):
+    pytest.fail("timed")  # no Exception, so that nothing catches it

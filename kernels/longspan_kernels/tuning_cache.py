@@ -1,0 +1,113 @@
+"""Where tuned sizes are remembered: one small JSON file for each GPU, software and kind of call.
+
+A file is written whole and put in its place in one step, so that readers in other processes see all of it or
+nothing. Whatever cannot be read counts as absent, whatever cannot be written is said and let go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from longspan_kernels.tuning import Size, Sizes
+
+logger = logging.getLogger(__name__)
+
+
+def cache_directory() -> Path | None:
+    """Give the directory of the files: ``LONGSPAN_CACHE_DIR``, else ``longspan`` in the user's cache.
+
+    None where there is no home directory either.
+    """
+    chosen = os.environ.get("LONGSPAN_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # others are to be ignored, says the XDG specification
+        return Path(base) / "longspan"
+    try:
+        return Path.home() / ".cache" / "longspan"
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def source_hash() -> str:
+    """Give a hash of the sources of this package: after any change of them sizes are timed anew."""
+    digest = hashlib.sha256()
+    for file in sorted(resources.files("longspan_kernels").iterdir(), key=lambda one: one.name):
+        if file.name.endswith(".py"):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def path_of(key: dict[str, Any]) -> Path | None:
+    """Give the file of a key, which need not exist; None where nothing can be remembered."""
+    directory = cache_directory()
+    if directory is None:
+        return None
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", str(key.get("gpu", "gpu"))).strip("-")
+    return directory / f"sizes-{name}-{digest}.json"
+
+
+def read(key: dict[str, Any]) -> Sizes | None:
+    """Give the sizes that are remembered for a key, None if there are none that can be read."""
+    path = path_of(key)
+    if path is None:
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] != key:
+            raise ValueError(f"it is for {stored['key']}")
+        names = {field.name for field in dataclasses.fields(Sizes)}
+        if stored["sizes"].keys() != names:
+            raise ValueError(f"sizes must be those of {', '.join(sorted(names))}")
+        return Sizes(**{name: Size(**size) for name, size in stored["sizes"].items()})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("tuned sizes in %s cannot be read and count as absent: %r", path, error)
+        return None
+
+
+def write(key: dict[str, Any], sizes: Sizes, about: dict[str, Any]) -> Path | None:
+    """Remember sizes for a key; return the file, None (and say so) where it cannot be written.
+
+    Args:
+        key: what the sizes hold for, plain JSON types.
+        sizes: the sizes.
+        about: more to keep beside them, for people to read, plain JSON types.
+
+    """
+    path = path_of(key)
+    if path is None:
+        logger.warning("tuned sizes are not remembered: no home directory, and LONGSPAN_CACHE_DIR is not set")
+        return None
+    text = json.dumps({"key": key, "sizes": dataclasses.asdict(sizes), **about}, indent=1) + "\n"
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        logger.warning("tuned sizes are not remembered, %s cannot be written: %s", path, error)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        return None
+    return path

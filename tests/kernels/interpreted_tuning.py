@@ -1,0 +1,74 @@
+"""Tuning with the real kernels under Triton's interpreter; `test_tuning` runs this in its own process."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from longspan_kernels import autotune, prepared, tuning
+from longspan_kernels.tuning import Kind
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
+CPU = torch.device("cpu")
+
+
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind(64, False), Kind(64, True), Kind(128, True), Kind(256, False)], ids=str
+)
+def test_every_candidate_gives_the_results_of_the_reference(monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: "gfx000")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "interpreter")
+    monkeypatch.setenv("LONGSPAN_CACHE_DIR", str(tmp_path))
+    launched, failed = [], []
+    measure = autotune.measure
+    run = autotune.Problem.run
+
+    def spy(*arguments):
+        times, refused = measure(*arguments, rounds=1)
+        failed.extend(refused.items())
+        return times, refused
+
+    monkeypatch.setattr(autotune, "measure", spy)
+    monkeypatch.setattr(
+        autotune.Problem,
+        "run",
+        lambda self, kernel, size: launched.append((kernel, size)) or run(self, kernel, size),
+    )
+
+    def problem(kind, dtype, device):
+        made = autotune.typical_problem(kind, dtype, device, tokens=96, heads=1)
+        one = autotune.Problem(*(x[:1] for x in (made.q, made.k, made.v, made.grad)), made.arguments,
+                               made.out[:1], made.lse[:1])  # fmt: skip
+        return one
+
+    sizes = autotune.tuned_sizes(kind, torch.float16, CPU, timer=seconds, make_problem=problem)
+    assert not failed
+    base = tuning.nearest_sizes("gfx000", kind)
+    for kernel in autotune.KERNELS:
+        tried = autotune.candidates(kernel, kind, getattr(base, kernel))
+        assert getattr(sizes, kernel) in tried
+        assert {size for name, size in launched if name == kernel} == set(tried)
+
+
+def test_a_backend_call_uses_what_was_tuned(monkeypatch):
+    """Sizes that are given are those of the launch, and nothing asks for others."""
+    problem = autotune.typical_problem(Kind(64, True), torch.float16, CPU, tokens=64, heads=1)
+    seen = []
+    schedule = prepared.schedule_for
+
+    def spy(*arguments, **options):
+        seen.append((options["q_tile"], options["k_tile"], options["by_keys"]))
+        return schedule(*arguments, **options)
+
+    monkeypatch.setattr(prepared, "schedule_for", spy)
+    monkeypatch.setattr(prepared, "sizes_for", None)
+    problem.run("forward", tuning.Size(16, 32, 1, 4))
+    problem.run("keys", tuning.Size(16, 64, 1, 4))
+    assert seen == [(16, 32, False), (32, 32, False), (16, 64, True)]

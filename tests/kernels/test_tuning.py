@@ -1,0 +1,145 @@
+"""Tile sizes: the table, and what is timed where there is none."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+
+from longspan_kernels import autotune, tuning
+from longspan_kernels.tuning import Kind, Size, Sizes
+
+pytestmark = pytest.mark.usefixtures("tuner")
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("dim", "limit"), [(16, 64), (64, 64), (65, 128), (128, 128), (129, 256), (256, 256)]
+)
+def test_known_architecture_takes_its_table_and_times_nothing(tuner, monkeypatch, dim, limit, block):
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: (9, 0))
+    monkeypatch.setattr(autotune, "tuned_sizes", tuner.no_launch)
+    expected = tuning.TABLE[9, 0][Kind(limit, block < 64)]
+    assert tuning.sizes_for(torch.bfloat16, dim, block, tuner.CPU) is expected
+    assert tuning.sizes_for(torch.float16, dim, block, tuner.CPU) is expected
+
+
+def test_each_architecture_has_its_own(tuner, monkeypatch):
+    mine = Sizes(tuner.FAST, tuner.FAST, tuner.FAST_KEYS, autotune.SAFE)
+    monkeypatch.setitem(tuning.TABLE, tuner.AMPERE, {tuner.WHOLE: mine})
+    assert tuning.sizes_for(torch.bfloat16, 64, 64, tuner.CPU) is mine
+    tuner.forget()
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: (9, 0))
+    assert tuning.sizes_for(torch.bfloat16, 64, 64, tuner.CPU) is tuning.TABLE[9, 0][tuner.WHOLE]
+
+
+def test_every_table_serves_every_kind_and_block():
+    for architecture, table in tuning.TABLE.items():
+        assert table.keys() == {Kind(dim, gathered) for dim in tuning.DIMS for gathered in (False, True)}
+        for kind, sizes in table.items():
+            for block in (16, 32) if kind.gathered else (64, 128):
+                for size in (sizes.forward, sizes.queries, sizes.keys, sizes.bias):
+                    assert size.serves(block), (architecture, kind, size)
+
+
+def test_float32_is_never_timed(tuner, monkeypatch):
+    monkeypatch.setattr(autotune, "tuned_sizes", tuner.no_launch)
+    assert tuning.sizes_for(torch.float32, 64, 64, tuner.CPU).forward == Size(32, 32, 1, 4)
+
+
+def test_no_gpu_takes_a_table_and_times_nothing(tuner, monkeypatch):
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: None)
+    monkeypatch.setattr(autotune, "tuned_sizes", tuner.no_launch)
+    assert tuning.sizes_for(torch.bfloat16, 64, 16, tuner.CPU) == tuning.TABLE[9, 0][Kind(64, True)]
+
+
+def test_nearest_architecture(tuner, monkeypatch):
+    kind = tuner.WHOLE
+    low, high = (Sizes(*[Size(16, 16, stages, 4)] * 4) for stages in (1, 2))
+    monkeypatch.setattr(tuning, "TABLE", {(7, 0): {kind: low}, (9, 0): {kind: high}})
+    nearest = {one: tuning.nearest_sizes(one, kind) for one in ((7, 5), (8, 0), (8, 6), (12, 0))}
+    assert nearest == {(7, 5): low, (8, 0): low, (8, 6): high, (12, 0): high}
+
+
+def test_amd_gets_no_register_bound(tuner, monkeypatch):
+    # Triton's AMD compiler refuses `maxnreg`.
+    kind = Kind(64, True)
+    assert tuning.TABLE[9, 0][kind].forward.registers == 128
+    sizes = tuning.nearest_sizes("gfx942", kind)
+    for size in (sizes.forward, sizes.queries, sizes.keys):
+        assert "maxnreg" not in size.launch()
+    assert sizes.forward.q_tile == tuning.TABLE[9, 0][kind].forward.q_tile
+    mine = Sizes(tuner.FAST, tuner.FAST, tuner.FAST_KEYS, autotune.SAFE)
+    monkeypatch.setitem(tuning.TABLE, "gfx90a", {kind: mine})
+    assert tuning.nearest_sizes("gfx942", kind) is mine
+
+
+def test_bits_of_a_schedule():
+    assert Size(64, 128, 1, 4).serves(16)
+    assert not Size(128, 128, 1, 4).serves(16)
+    assert Size(128, 128, 1, 4).serves(32)
+    assert Size(128, 128, 1, 4).serves(128)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("q_tile", 48), ("k_tile", 8), ("stages", 0), ("warps", 3), ("registers", 999), ("q_tile", "64")],
+)
+def test_a_size_that_cannot_be_launched_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must .*got {value!r}"):
+        Size(**{"q_tile": 64, "k_tile": 64, "stages": 2, "warps": 4, field: value})
+
+
+@pytest.mark.parametrize("dim", tuning.DIMS)
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("kernel", autotune.KERNELS)
+def test_candidates(kernel, dim, gathered):
+    kind = Kind(dim, gathered)
+    known = getattr(tuning.TABLE[9, 0][kind], kernel)
+    sizes = autotune.candidates(kernel, kind, known)
+    assert sizes[0] == known
+    assert sizes[-1] == autotune.SAFE
+    assert 4 <= len(sizes) == len(set(sizes)) <= 6
+    assert all(size.serves(kind.block) for size in sizes)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_typical_layout_is_like_bigbird(block):
+    layout = autotune.typical_layout(block, heads=4, tokens=4096)
+    assert (layout.heads, layout.layouts, layout.block, layout.causal) == (4, 1, block, False)
+    kept = layout.to_dense()[0].bool()
+    count = 4096 // block
+    assert kept[:2].all()
+    assert kept[:, :2].all()
+    distance = (torch.arange(count)[:, None] - torch.arange(count)).abs()
+    assert kept[distance <= 1].all()
+    random = kept[2:, 2:].sum(1) - (distance <= 1)[2:, 2:].sum(1)
+    assert random.max() == 3
+    assert layout == autotune.typical_layout(block, heads=4, tokens=4096)
+
+
+def test_random_state_is_left_alone(tuner):
+    before = torch.get_rng_state()
+    problem = autotune.typical_problem(Kind(64, True), torch.float32, tuner.CPU, tokens=64, heads=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert problem.q.shape == (4, 1, 64, 64)
+    assert problem.out.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_real_launches_under_the_interpreter():
+    cases = Path(__file__).with_name("interpreted_tuning.py")
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout[-20000:] + finished.stderr[-2000:]
