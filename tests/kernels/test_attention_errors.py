@@ -79,3 +79,25 @@ def test_backends_by_name():
     assert "reference" in available_backends()
     assert resolve_backend("auto", torch.device("cpu")) == "reference"
     assert resolve_backend("reference", torch.device("cpu")) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("block", "dtype", "dim", "message"),
+    [
+        (
+            8,
+            torch.float32,
+            16,
+            "serves blocks of 16, 32, 64, 128 tokens, got 8; backend='reference' serves any",
+        ),
+        (16, torch.float64, 16, "serves float32, bfloat16 and float16; backend='reference' serves float64"),
+        (16, torch.float32, 300, "serves head dimensions up to 256, got 300 and 300; backend='reference'"),
+        (16, torch.float32, 16, "needs a GPU, got tensors on cpu; backend='reference' serves any device"),
+    ],
+)
+def test_what_triton_does_not_serve(kit, block, dtype, dim, message):
+    pytest.importorskip("triton")
+    layout = kit.random_layout(1, 32, 32, block)
+    q, k, v = (x.to(dtype) for x in kit.tensors(1, 1, 1, 32, 32, dim=dim))
+    with pytest.raises(ValueError, match=message):
+        block_sparse_attention(q, k, v, layout, backend="triton")
