@@ -17,9 +17,10 @@ from longspan.sparsity import (
     from_deepspeed,
 )
 from longspan.version import __version__
-from longspan_kernels import BlockLayout, block_sparse_attention
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
 
 __all__ = [
+    "Alibi",
     "BSLongformerSparsityConfig",
     "BertSparseSelfAttention",
     "BigBirdSparsityConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "LocalSlidingWindowSparsityConfig",
     "SparseSelfAttention",
     "SparsityConfig",
+    "T5Buckets",
     "VariableSparsityConfig",
     "__version__",
     "block_sparse_attention",
