@@ -77,8 +77,8 @@ def _refuse_relative_bias(model: Any, layers: Sequence[Any]) -> None:
     if any(hasattr(layer, "has_relative_attention_bias") for layer in layers):
         raise ValueError(
             f"{type(model).__name__} hands every layer a position_bias [heads, length, length], as large as "
-            "dense attention, which sparsify does not serve; in a model of your own, block_sparse_attention and "
-            "SparseSelfAttention take relative_bias=T5Buckets(table), which makes nothing of that size"
+            "dense attention, which sparsify does not serve; for a model of your own block_sparse_attention "
+            "and SparseSelfAttention take relative_bias=T5Buckets(table), which makes nothing of that size"
         )
 
 
