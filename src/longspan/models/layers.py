@@ -15,6 +15,8 @@ CONFIG_KEY = "longspan_sparsity"
 
 _ATTRIBUTE = "sparse_self_attention"
 _DENSE_BLOCK = 64
+# By model_type: architectures whose attention layers do not know their number. They count in the model's order.
+_WITHOUT_NUMBERS = ("albert", "distilbert")
 
 
 def sparsity_of(config: Any) -> list[SparsityConfig]:
@@ -36,7 +38,7 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
             f"the {type(config).__name__} of this model has no sparsity ({CONFIG_KEY}), so attention "
             "implementation 'longspan' does not know what to keep: call longspan.sparsify(model, pattern)"
         )
-    layers = config.num_hidden_layers
+    layers = _layers_with_weights(config)
     entries = [entry] * layers if isinstance(entry, dict) else list(entry)
     if len(entries) != layers:
         raise ValueError(f"{CONFIG_KEY} lists {len(entries)} patterns for {layers} layers")
@@ -60,19 +62,41 @@ def attention_of(module: nn.Module) -> SparseSelfAttention:
     attention = getattr(module, _ATTRIBUTE, None)
     if attention is None:
         refuse_cross_attention(module.config)
-        attention = attach(module, sparsity_of(module.config)[_layer_index(module)])
+        attention = attach(module, _pattern_of(module))
     return attention
+
+
+def _pattern_of(module: nn.Module) -> SparsityConfig:
+    config: Any = module.config
+    patterns = sparsity_of(config)
+    if hasattr(module, "layer_idx"):
+        return patterns[_layer_index(module)]
+    if len(set(patterns)) > 1:
+        raise ValueError(
+            f"the layers of {config.model_type} do not know their number, so none can find its own pattern among "
+            "several: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) after loading"
+        )
+    return patterns[0]
+
+
+def _layers_with_weights(config: Any) -> int:
+    """Count the attention layers that have weights of their own: ALBERT runs each of them several times."""
+    if config.model_type == "albert":
+        return config.num_hidden_groups * config.inner_group_num
+    return config.num_hidden_layers
 
 
 def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") -> SparseSelfAttention:
     """Give an attention layer the SparseSelfAttention of a pattern: a submodule without parameters."""
-    attention = SparseSelfAttention(pattern, backend=backend)
+    attention = SparseSelfAttention(pattern, backend=backend).train(module.training)
     setattr(module, _ATTRIBUTE, attention)
     return attention
 
 
 def self_attention_layers(model: nn.Module) -> list[nn.Module]:
     """Find the self-attention layers of a Hugging Face model, in the order of their layers.
+
+    ALBERT's layers share their weights within a group: it has one for each layer of a group.
 
     Raises:
         ValueError: the model attends to an encoder, or its layers do not follow transformers' attention
@@ -82,8 +106,11 @@ def self_attention_layers(model: nn.Module) -> list[nn.Module]:
     config: Any = model.config
     refuse_cross_attention(config)
     found = [module for module in model.modules() if is_self_attention(module)]
-    found.sort(key=_layer_index)
-    indices = [_layer_index(module) for module in found]
+    if getattr(config, "model_type", None) in _WITHOUT_NUMBERS:
+        indices = list(range(len(found)))
+    else:
+        found.sort(key=_layer_index)
+        indices = [_layer_index(module) for module in found]
     if not found or indices != list(range(len(found))) or len({id(module.config) for module in found}) != 1:
         raise ValueError(
             f"{type(model).__name__} must have one self-attention per layer that follows transformers' "
@@ -94,7 +121,10 @@ def self_attention_layers(model: nn.Module) -> list[nn.Module]:
 
 def is_self_attention(module: nn.Module) -> bool:
     """Say whether a module is an attention layer that calls transformers' attention interface."""
-    return hasattr(module, "is_causal") and isinstance(getattr(module, "layer_idx", None), int)
+    if not hasattr(module, "is_causal"):
+        return False
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    return kind in _WITHOUT_NUMBERS or isinstance(getattr(module, "layer_idx", None), int)
 
 
 def refuse_cross_attention(config: Any) -> None:
