@@ -1,0 +1,1 @@
+"""Models extended to more positions than they were trained with."""
