@@ -8,19 +8,23 @@ original length ``L``.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-Model = TypeVar("Model", bound="PreTrainedModel")
+from longspan.positions.rotary_modules import (
+    CONFIG_KEY,
+    Model,
+    fields_of,
+    layer_types_of,
+    parameters_of,
+    prefix_of,
+    rotary_modules,
+    write_fields,
+)
 
 # Each method's options.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -31,14 +35,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor", "attention_factor"),
 }
 
-# The configuration's field: what was done, and from which length. Plain transformers ignores it.
-CONFIG_KEY = "longspan_rotary"
-
 # Layers that attend within a window or a chunk: see `extend_rotary` for why they stay as they are.
 LOCAL_LAYER_TYPES = ("sliding_attention", "chunked_attention")
-
-# What a model's configuration says of its positions.
-_FIELDS = ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings", CONFIG_KEY)
 
 
 def extend_rotary(
@@ -109,7 +107,7 @@ def extend_rotary(
     given = check_rotary_options(method, options)
     if isinstance(max_positions, bool) or not isinstance(max_positions, int) or max_positions < 1:
         raise ValueError(f"max_positions must be a positive number of tokens, got {max_positions!r}")
-    modules = _rotary_modules(model)
+    modules = rotary_modules(model)
     config = modules[0].config
     chosen = _chosen_layer_types(config, layer_types)
     present = _present(config, method, chosen)
@@ -118,11 +116,11 @@ def extend_rotary(
             f"max_positions ({max_positions}) must be at least the {present.positions} positions that the "
             "model has: rotary positions are extended, not shrunk"
         )
-    wanted = _fields_of(config)
+    wanted = fields_of(config)
     for layer_type in chosen:
         nested = wanted["rope_parameters"]
         parameters = nested if layer_type is None else nested[layer_type]
-        pairs = getattr(modules[0], f"{_prefix(layer_type)}inv_freq").numel()
+        pairs = getattr(modules[0], f"{prefix_of(layer_type)}inv_freq").numel()
         changed = _scaled(parameters, method, max_positions, present, given, pairs)
         if layer_type is None:
             wanted["rope_parameters"] = changed
@@ -141,8 +139,8 @@ def extend_rotary(
         "max_positions": max_positions,
         "layer_types": None if chosen == (None,) else list(chosen),
     }
-    others = [name for name in _layer_types(config) if name is not None and name not in chosen]
-    _write(modules, wanted, keep=tuple(_prefix(name) for name in others))
+    others = [name for name in layer_types_of(config) if name is not None and name not in chosen]
+    write_fields(modules, wanted, keep=tuple(prefix_of(name) for name in others))
     return model
 
 
@@ -153,39 +151,9 @@ def rotary_positions(model: nn.Module) -> int:
         ValueError: the model has no rotary positions.
 
     """
-    config = _rotary_modules(model)[0].config
+    config = rotary_modules(model)[0].config
     note = getattr(config, CONFIG_KEY, None)
     return config.max_position_embeddings if note is None else note["max_positions"]
-
-
-@dataclass(frozen=True)
-class RotaryState:
-    """A model's rotary positions at some moment: the fields of its configuration, copied."""
-
-    fields: dict[str, Any]
-
-
-def rotary_state(model: nn.Module) -> RotaryState:
-    """Note a model's rotary positions, for `restore_rotary`.
-
-    Raises:
-        ValueError: the model has no rotary positions.
-
-    """
-    return RotaryState(_fields_of(_rotary_modules(model)[0].config))
-
-
-def restore_rotary(model: Model, state: RotaryState) -> Model:
-    """Give a model the rotary positions that `rotary_state` noted, in place; they may be fewer.
-
-    Raises:
-        ValueError: the model has no rotary positions.
-
-    """
-    modules = _rotary_modules(model)
-    if _fields_of(modules[0].config) != state.fields:
-        _write(modules, copy.deepcopy(state.fields), keep=())
-    return model
 
 
 def check_rotary_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +222,7 @@ def _present(config: Any, method: str, chosen: tuple[str | None, ...]) -> _Prese
                 f"layer_types must be {list(before)}, which are extended already; got {list(chosen)}"
             )
         return _Present(note["original_max_positions"], note["max_positions"])
-    by_type = {layer_type: _parameters(config, layer_type) for layer_type in _layer_types(config)}
+    by_type = {layer_type: parameters_of(config, layer_type) for layer_type in layer_types_of(config)}
     scaled = {key: value for key, value in by_type.items() if value["rope_type"] != "default"}
     if not scaled:
         return _Present(length, length)
@@ -271,8 +239,8 @@ def _present(config: Any, method: str, chosen: tuple[str | None, ...]) -> _Prese
     for parameters in scaled.values():
         if parameters.get("mscale_all_dim"):
             raise ValueError(
-                f"{name}.rope_parameters has mscale_all_dim, with which each attention layer keeps a scale of "
-                "its own: such models cannot be extended"
+                f"{name}.rope_parameters has mscale_all_dim, with which each attention layer keeps a scale "
+                "of its own: such models cannot be extended"
             )
         # "dynamic" reads its original length from max_position_embeddings.
         original = length if method == "dynamic" else parameters["original_max_position_embeddings"]
@@ -316,39 +284,14 @@ def _scaled(
     return changed
 
 
-def _rotary_modules(model: nn.Module) -> list[Any]:
-    """Find the rotary embeddings of a model's text part; they share one configuration."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = [
-        module
-        for module in model.modules()
-        if "RotaryEmbedding" in type(module).__name__
-        and hasattr(module, "rope_type")
-        and getattr(module, "config", None) is text
-    ]
-    if not found or not getattr(text, "rope_parameters", None):
-        raise ValueError(
-            f"{type(model).__name__} has no rotary positions that follow transformers' rope parameters "
-            "(config.rope_parameters and a RotaryEmbedding module), as Llama, Mistral, Qwen2 and ModernBERT do"
-        )
-    return found
-
-
-def _layer_types(config: Any) -> tuple[str | None, ...]:
-    """Name the layer types that have rope parameters of their own; (None,) where all layers share them."""
-    nested = {name: value for name, value in config.rope_parameters.items() if isinstance(value, dict)}
-    used = [name for name in nested if name in config.layer_types] if nested else []
-    return tuple(used) or (None,)
-
-
 def _chosen_layer_types(config: Any, layer_types: Sequence[str] | None) -> tuple[str | None, ...]:
-    known = _layer_types(config)
+    known = layer_types_of(config)
     if layer_types is None:
         chosen = tuple(name for name in known if name not in LOCAL_LAYER_TYPES)
         if not chosen:
             raise ValueError(
-                f"layer_types must be given: all layers of this model are local ({', '.join(map(str, known))})"
+                "layer_types must be given: all layers of this model are local "
+                f"({', '.join(map(str, known))})"
             )
         return chosen
     if known == (None,):
@@ -360,56 +303,3 @@ def _chosen_layer_types(config: Any, layer_types: Sequence[str] | None) -> tuple
     if isinstance(layer_types, str) or unknown or not layer_types:
         raise ValueError(f"layer_types must be a list of {', '.join(map(str, known))}; got {layer_types!r}")
     return tuple(name for name in known if name in layer_types)
-
-
-def _parameters(config: Any, layer_type: str | None) -> dict[str, Any]:
-    return config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
-
-
-def _prefix(layer_type: str | None) -> str:
-    """How a rotary embedding's attributes for a layer type begin."""
-    return "" if layer_type is None else f"{layer_type}_"
-
-
-def _fields_of(config: Any) -> dict[str, Any]:
-    return {name: copy.deepcopy(getattr(config, name)) for name in _FIELDS if hasattr(config, name)}
-
-
-def _write(modules: list[Any], fields: dict[str, Any], keep: tuple[str, ...]) -> None:
-    """Set the configuration's fields, and make the rotary embeddings what that configuration gives.
-
-    Each is made a second time by its own class, so that it is what loading the model would make.
-    """
-    config = modules[0].config
-    wanted = copy.deepcopy(config)
-    _set_fields(wanted, fields)
-    # On the CPU, whatever the default device: the same bits as in a model that is built there and moved.
-    with torch.device("cpu"):
-        made = [type(module)(wanted) for module in modules]
-    for module, fresh in zip(modules, made, strict=True):
-        _adopt(module, fresh, keep)
-    _set_fields(config, fields)
-
-
-def _set_fields(config: Any, fields: dict[str, Any]) -> None:
-    for name in _FIELDS:
-        if name in fields:
-            setattr(config, name, fields[name])
-        elif hasattr(config, name):
-            delattr(config, name)
-
-
-def _adopt(module: Any, fresh: Any, keep: tuple[str, ...]) -> None:
-    """Take over all that the embedding `fresh` computed, but for what begins as `keep` says."""
-    device = next(module.buffers()).device
-    # What transformers caches at the first forward beside its buffers.
-    caches = ("long_inv_freq", "max_seq_len_cached")
-    for name in [name for name in vars(module) if name.endswith(caches)]:
-        delattr(module, name)
-    for name, buffer in fresh.named_buffers(recurse=False):
-        if not name.startswith(keep):
-            setattr(module, name, nn.Buffer(buffer.to(device), persistent=False))
-    for name, value in vars(fresh).items():
-        if name.startswith(("_", *keep)) or name in ("training", "config"):
-            continue
-        setattr(module, name, value.to(device) if isinstance(value, Tensor) else value)
