@@ -35,6 +35,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor", "attention_factor"),
 }
 
+# The rope types of which a configuration tells the original length. Of "linear" it cannot be told whether
+# max_position_embeddings is the length before or after.
+TELLING = ("yarn", "longrope", "dynamic")
+
 # Layers that attend within a window or a chunk: see `extend_rotary` for why they stay as they are.
 LOCAL_LAYER_TYPES = ("sliding_attention", "chunked_attention")
 
@@ -151,9 +155,18 @@ def rotary_positions(model: nn.Module) -> int:
         ValueError: the model has no rotary positions.
 
     """
-    config = rotary_modules(model)[0].config
-    note = getattr(config, CONFIG_KEY, None)
-    return config.max_position_embeddings if note is None else note["max_positions"]
+    return _lengths(rotary_modules(model)[0].config).positions
+
+
+def rotary_factor(model: nn.Module) -> float:
+    """Return how many times its original length a model's rotary positions are set for.
+
+    Raises:
+        ValueError: the model has no rotary positions.
+
+    """
+    lengths = _lengths(rotary_modules(model)[0].config)
+    return lengths.positions / lengths.original
 
 
 def check_rotary_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +222,6 @@ def _present(config: Any, method: str, chosen: tuple[str | None, ...]) -> _Prese
     """Read the lengths; raise ValueError where the model is scaled in another way than it is now to be."""
     name = type(config).__name__
     note = getattr(config, CONFIG_KEY, None)
-    length = config.max_position_embeddings
     if note is not None:
         if note["method"] != method:
             raise ValueError(
@@ -221,33 +233,41 @@ def _present(config: Any, method: str, chosen: tuple[str | None, ...]) -> _Prese
             raise ValueError(
                 f"layer_types must be {list(before)}, which are extended already; got {list(chosen)}"
             )
-        return _Present(note["original_max_positions"], note["max_positions"])
+        return _lengths(config)
     by_type = {layer_type: parameters_of(config, layer_type) for layer_type in layer_types_of(config)}
     scaled = {key: value for key, value in by_type.items() if value["rope_type"] != "default"}
     if not scaled:
-        return _Present(length, length)
+        return _lengths(config)
     types = sorted({value["rope_type"] for value in scaled.values()})
-    # Of "linear" it cannot be told whether max_position_embeddings is the length before or after.
-    tells = ("yarn", "longrope", "dynamic")
-    if types != [method] or method not in tells or set(scaled) != set(chosen):
+    if types != [method] or method not in TELLING or set(scaled) != set(chosen):
         raise ValueError(
             f"the rotary positions of this model are scaled already: {name}.rope_parameters has rope_type "
             f"{', '.join(types)}, and method {method!r} starts from rope_type default, or goes on from "
-            f"{' or '.join(tells)} by the same method"
+            f"{' or '.join(TELLING)} by the same method"
         )
-    lengths = []
-    for parameters in scaled.values():
-        if parameters.get("mscale_all_dim"):
-            raise ValueError(
-                f"{name}.rope_parameters has mscale_all_dim, with which each attention layer keeps a scale "
-                "of its own: such models cannot be extended"
-            )
-        # "dynamic" reads its original length from max_position_embeddings.
-        original = length if method == "dynamic" else parameters["original_max_position_embeddings"]
-        # Some configurations count max_position_embeddings before the scaling.
-        reached = max(length, round(original * (parameters.get("factor") or 1.0)))
-        lengths.append(_Present(original, reached))
-    return max(lengths, key=lambda item: item.positions)
+    if any(parameters.get("mscale_all_dim") for parameters in scaled.values()):
+        raise ValueError(
+            f"{name}.rope_parameters has mscale_all_dim, with which each attention layer keeps a scale of its "
+            "own: such models cannot be extended"
+        )
+    return _lengths(config)
+
+
+def _lengths(config: Any) -> _Present:
+    """Read the lengths, as far as the configuration tells them."""
+    note = getattr(config, CONFIG_KEY, None)
+    if note is not None:
+        return _Present(note["original_max_positions"], note["max_positions"])
+    length = config.max_position_embeddings
+    lengths = [_Present(length, length)]
+    for parameters in (parameters_of(config, layer_type) for layer_type in layer_types_of(config)):
+        if parameters["rope_type"] in TELLING:
+            # "dynamic" has no such key: it reads its original length from max_position_embeddings.
+            original = parameters.get("original_max_position_embeddings") or length
+            # Some configurations count max_position_embeddings before the scaling.
+            reached = max(length, round(original * (parameters.get("factor") or 1.0)))
+            lengths.append(_Present(original, reached))
+    return lengths[-1]
 
 
 def _scaled(
