@@ -247,8 +247,8 @@ def _present(config: Any, method: str, chosen: tuple[str | None, ...]) -> _Prese
         )
     if any(parameters.get("mscale_all_dim") for parameters in scaled.values()):
         raise ValueError(
-            f"{name}.rope_parameters has mscale_all_dim, with which each attention layer keeps a scale of its "
-            "own: such models cannot be extended"
+            f"{name}.rope_parameters has mscale_all_dim, with which each attention layer keeps a scale of "
+            "its own: such models cannot be extended"
         )
     return _lengths(config)
 

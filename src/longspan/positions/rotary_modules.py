@@ -97,11 +97,20 @@ def fields_of(config: Any) -> dict[str, Any]:
 def write_fields(modules: list[Any], fields: dict[str, Any], keep: tuple[str, ...]) -> None:
     """Set the configuration's fields, and make the rotary embeddings what that configuration gives.
 
-    Each is made a second time by its own class, so that it is what loading the model would make.
+    Each is made a second time by its own class, so that it is what loading the model would make. Nothing is
+    changed where the configuration's own check refuses the fields: Phi-3 knows "longrope" alone.
+
+    Raises:
+        ValueError: the configuration does not take them.
+
     """
     config = modules[0].config
     wanted = copy.deepcopy(config)
     _set_fields(wanted, fields)
+    try:
+        wanted.validate_rope()
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{type(config).__name__} does not take this scaling: {error}") from error
     # On the CPU, whatever the default device: the same bits as in a model that is built there and moved.
     with torch.device("cpu"):
         made = [type(module)(wanted) for module in modules]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ class RotarySchedule(pl.Callback):
 
     From optimizer step ``steps[i]`` on (counted from 0), the model trains with its positions extended to
     ``max_positions[i]``; before ``steps[0]`` as it was. Each stage counts its factor from the model's
-    original length, as `longspan.positions.rotary.extend_rotary` does. LongRoPE (Ding et al. 2024,
-    arXiv:2402.13753) extends in such stages, to 256k and then further, and YaRN (Peng et al. 2023,
-    arXiv:2309.00071) trains its factor 32 from the weights of factor 16.
+    original length, as `longspan.positions.rotary.extend_rotary` does. YaRN's authors train factor 32 from
+    the weights of factor 16 (Peng et al. 2023, arXiv:2309.00071), LongRoPE's a length of 256k from that of
+    128k, each with its own factors (Ding et al. 2024, arXiv:2402.13753).
 
     The stage is a function of the trainer's optimizer step alone, so a run that resumes from a checkpoint
     has the positions of the run that wrote it, whose weights alone are in the file. A validation sees the
@@ -38,7 +39,8 @@ class RotarySchedule(pl.Callback):
         steps: the optimizer steps at which the stages begin, ascending, none negative.
         max_positions: the length of each stage in tokens, ascending; the first one may be the model's own.
         layer_types: as in `extend_rotary`.
-        options: the method's options, as in `extend_rotary`; the same in all stages.
+        options: the method's options, as in `extend_rotary`: one mapping for all stages, or a list with one
+            for each.
 
     Raises:
         ValueError: an unknown method or option, or lists that are empty, of different lengths or not
@@ -52,10 +54,9 @@ class RotarySchedule(pl.Callback):
         steps: Sequence[int],
         max_positions: Sequence[int],
         layer_types: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.method = method
-        self.options = check_rotary_options(method, dict(options or {}))
         self.steps = _ascending("steps", steps, 0)
         self.max_positions = _ascending("max_positions", max_positions, 1)
         if len(self.steps) != len(self.max_positions):
@@ -63,6 +64,14 @@ class RotarySchedule(pl.Callback):
                 f"steps and max_positions must have the same number of stages, got {len(self.steps)} and "
                 f"{len(self.max_positions)}"
             )
+        if options is None or isinstance(options, Mapping):
+            options = [options or {}] * len(self.steps)
+        if len(options) != len(self.steps):
+            raise ValueError(
+                f"options must be one mapping, or one for each of the {len(self.steps)} stages; got "
+                f"{len(options)}"
+            )
+        self.options = [check_rotary_options(method, dict(given)) for given in options]
         self.layer_types = None if layer_types is None else list(layer_types)
         self._start: RotaryState | None = None
         self._model: Any = lambda: None
@@ -127,7 +136,11 @@ class RotarySchedule(pl.Callback):
         restore_rotary(model, self._start)
         if stage is not None:
             extend_rotary(
-                model, self.max_positions[stage], self.method, layer_types=self.layer_types, **self.options
+                model,
+                self.max_positions[stage],
+                self.method,
+                layer_types=self.layer_types,
+                **self.options[stage],
             )
         self._stage = stage
 
@@ -135,7 +148,7 @@ class RotarySchedule(pl.Callback):
 def _ascending(name: str, values: Sequence[int], least: int) -> list[int]:
     numbers = list(values)
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in numbers)
-    ascending = all(low < high for low, high in zip(numbers, numbers[1:], strict=False))
+    ascending = all(low < high for low, high in itertools.pairwise(numbers))
     if not numbers or not whole or not ascending or numbers[0] < least:
         raise ValueError(f"{name} must be ascending whole numbers from {least} on, got {numbers}")
     return numbers
