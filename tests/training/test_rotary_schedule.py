@@ -33,7 +33,7 @@ class Watch(Callback):
             raise RuntimeError("broken on purpose")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.logged[trainer.global_step - 1] = float(trainer.callback_metrics["train/rotary_factor"])
+        self.logged[trainer.global_step - 1] = trainer.callback_metrics.get("train/rotary_factor")
 
     def on_validation_batch_start(self, trainer, pl_module, *_):
         self.validate[trainer.global_step] = rotary_factor(pl_module.model)
