@@ -211,7 +211,7 @@ def test_from_the_shipped_configuration(tmp_path):
     schemas.register()
     GlobalHydra.instance().clear()
     key = "callbacks.rotary_schedule"
-    given = [f"{key}.steps=[1,2]", f"{key}.max_positions=[128,256]", f"{key}.options={{beta_fast: 8}}"]
+    given = [f"{key}.steps=[1,2]", f"{key}.max_positions=[128,256]", f"+{key}.options.beta_fast=8"]
     stages = f"{key}.stage_options=[{{beta_slow: 2}},{{beta_fast: 16}}]"
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         overrides = ["callbacks=rotary_schedule", *given, stages, f"output_dir={tmp_path}"]
