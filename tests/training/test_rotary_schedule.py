@@ -2,15 +2,18 @@
 
 import copy
 
+import hydra
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import Callback
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longspan.positions.rotary import extend_rotary, rotary_factor, rotary_positions
+from longspan.training import schemas
 from longspan.training.callbacks.checkpoint import LastCheckpoint
 from longspan.training.callbacks.rotary_schedule import RotarySchedule
-from longspan.training.config import ConfigError, instantiate
+from longspan.training.config import ConfigError, config_dir, instantiate
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW
 from longspan.training.trainer import make_trainer
@@ -33,7 +36,7 @@ class Watch(Callback):
             raise RuntimeError("broken on purpose")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.logged[trainer.global_step - 1] = float(trainer.callback_metrics["train/rotary_factor"])
+        self.logged[trainer.global_step - 1] = trainer.callback_metrics.get("train/rotary_factor")
 
     def on_validation_batch_start(self, trainer, pl_module, *_):
         self.validate[trainer.global_step] = rotary_factor(pl_module.model)
@@ -132,8 +135,10 @@ def test_the_same_callback_trains_again_from_the_start(tmp_path, make_data):
 
 
 def test_longrope_with_factors_for_each_stage(tmp_path, make_data):
-    options = [{"short_factor": [1.0] * 4, "long_factor": [1.0 * by] * 4} for by in (2, 3)]
-    run = Run(tmp_path, make_data(), schedule("longrope", options=options)).fit()
+    factors = [{"long_factor": [1.0 * by] * 4} for by in (2, 3)]
+    shared = {"short_factor": [1.5] * 4}
+    run = Run(tmp_path, make_data(), schedule("longrope", options=shared, stage_options=factors)).fit()
+    assert run.model.config.rope_parameters["short_factor"] == [1.5] * 4
     assert run.model.config.rope_parameters["long_factor"] == [3.0] * 4
     assert run.watch.train[2] == 2
 
@@ -188,7 +193,8 @@ def test_a_compiled_model_follows():
         ({"max_positions": [32, 16]}, "max_positions must be ascending whole numbers from 1 on"),
         ({"max_positions": [16]}, "same number of stages, got 2 and 1"),
         ({"options": {"beta": 1}}, "'yarn' has no option beta"),
-        ({"options": [{}]}, "options must be one mapping, or one for each of the 2 stages; got 1"),
+        ({"stage_options": [{}]}, "stage_options must be one mapping for each of the 2 stages, got 1"),
+        ({"stage_options": [{}, {"beta": 1}]}, "'yarn' has no option beta"),
     ],
 )
 def test_a_schedule_that_is_none(arguments, message):
@@ -197,9 +203,19 @@ def test_a_schedule_that_is_none(arguments, message):
         RotarySchedule(**given)
 
 
-def test_from_a_configuration():
-    target = "longspan.training.callbacks.rotary_schedule.RotarySchedule"
-    made = instantiate({"_target_": target, "method": "linear", "steps": [0], "max_positions": [16]})
-    assert made.stage(0) == 0
-    assert schedule().stage(1) is None
-    assert [schedule().stage(step) for step in (2, 4, 5, 100)] == [0, 0, 1, 1]
+def test_the_stage_of_a_step():
+    assert [schedule().stage(step) for step in (0, 1, 2, 4, 5, 100)] == [None, None, 0, 0, 1, 1]
+
+
+def test_from_the_shipped_configuration(tmp_path):
+    schemas.register()
+    GlobalHydra.instance().clear()
+    key = "callbacks.rotary_schedule"
+    given = [f"{key}.steps=[1,2]", f"{key}.max_positions=[128,256]", f"+{key}.options.beta_fast=8"]
+    stages = f"{key}.stage_options=[{{beta_slow: 2}},{{beta_fast: 16}}]"
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        overrides = ["callbacks=rotary_schedule", *given, stages, f"output_dir={tmp_path}"]
+        made = instantiate(hydra.compose(schemas.PRIMARY, overrides=overrides).callbacks)
+    assert list(made) == ["best", "last", "throughput", "progress", "rotary_schedule"]
+    assert made["rotary_schedule"].max_positions == [128, 256]
+    assert made["rotary_schedule"].options == [{"beta_fast": 8.0, "beta_slow": 2.0}, {"beta_fast": 16.0}]

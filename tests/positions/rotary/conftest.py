@@ -46,7 +46,7 @@ FAMILIES = {
     "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
     "stablelm": lambda: StableLmForCausalLM(StableLmConfig(**GROUPED, partial_rotary_factor=0.5)),
-    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**GROUPED, original_max_position_embeddings=LENGTH)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**GROUPED)),
     "gemma3": lambda: Gemma3ForCausalLM(
         Gemma3TextConfig(
             **GROUPED,

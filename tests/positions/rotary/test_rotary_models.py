@@ -67,7 +67,15 @@ def test_saved_and_loaded_it_is_the_same(kit, family, method, tmp_path):
 
 
 def test_phi3_keeps_its_original_length_beside_its_rope_parameters(kit, tmp_path):
+    # It comes with another number there, which transformers would read first.
+    assert kit.make("phi3").config.original_max_position_embeddings == 4096
     check_saved_and_loaded(kit, "phi3", "longrope", tmp_path)
+    model = kit.make("phi3")
+    state = rotary_state(model)
+    kit.extend(model, 4 * LENGTH, "longrope")
+    assert model.config.original_max_position_embeddings == LENGTH
+    assert model.config.rope_parameters["original_max_position_embeddings"] == LENGTH
+    assert restore_rotary(model, state).config.original_max_position_embeddings == 4096
 
 
 def check_saved_and_loaded(kit, family, method, tmp_path):

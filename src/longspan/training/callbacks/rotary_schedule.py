@@ -39,8 +39,8 @@ class RotarySchedule(pl.Callback):
         steps: the optimizer steps at which the stages begin, ascending, none negative.
         max_positions: the length of each stage in tokens, ascending; the first one may be the model's own.
         layer_types: as in `extend_rotary`.
-        options: the method's options, as in `extend_rotary`: one mapping for all stages, or a list with one
-            for each.
+        options: the method's options, as in `extend_rotary`, for all stages.
+        stage_options: options of each stage, in a list; they win over `options`.
 
     Raises:
         ValueError: an unknown method or option, or lists that are empty, of different lengths or not
@@ -54,7 +54,8 @@ class RotarySchedule(pl.Callback):
         steps: Sequence[int],
         max_positions: Sequence[int],
         layer_types: Sequence[str] | None = None,
-        options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        stage_options: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.method = method
         self.steps = _ascending("steps", steps, 0)
@@ -64,14 +65,12 @@ class RotarySchedule(pl.Callback):
                 f"steps and max_positions must have the same number of stages, got {len(self.steps)} and "
                 f"{len(self.max_positions)}"
             )
-        if options is None or isinstance(options, Mapping):
-            options = [options or {}] * len(self.steps)
-        if len(options) != len(self.steps):
+        each = [{}] * len(self.steps) if stage_options is None else list(stage_options)
+        if len(each) != len(self.steps):
             raise ValueError(
-                f"options must be one mapping, or one for each of the {len(self.steps)} stages; got "
-                f"{len(options)}"
+                f"stage_options must be one mapping for each of the {len(self.steps)} stages, got {len(each)}"
             )
-        self.options = [check_rotary_options(method, dict(given)) for given in options]
+        self.options = [check_rotary_options(method, {**(options or {}), **own}) for own in each]
         self.layer_types = None if layer_types is None else list(layer_types)
         self._start: RotaryState | None = None
         self._model: Any = lambda: None
