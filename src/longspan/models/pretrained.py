@@ -112,10 +112,8 @@ def num_heads_of(name_or_path: str, revision: str | None = None) -> int:
     return config.num_attention_heads
 
 
-def _check(
-    config: Any, name: str, vocab_size: int, num_heads: int | None, pad_token_id: int | None
-) -> None:
-    remedy = f"use its own: tokenizer=huggingface tokenizer.name_or_path={name}"
+def _check(config: Any, name: str, vocab_size: int, num_heads: int | None, pad_token_id: int | None) -> None:
+    remedy = f"Use its own: tokenizer=huggingface tokenizer.name_or_path={name}"
     if not 0 <= config.vocab_size - vocab_size <= _MOST_UNUSED_ROWS:
         raise ValueError(
             f"vocab_size must be that of {name}, {config.vocab_size}; the tokenizer has {vocab_size}. {remedy}"
@@ -126,9 +124,7 @@ def _check(
             f"pad_token_id must be that of {name}, {own}; the tokenizer has {pad_token_id}. {remedy}"
         )
     if num_heads is not None and num_heads != config.num_attention_heads:
-        raise ValueError(
-            f"num_heads must be that of {name}, {config.num_attention_heads}; got {num_heads}"
-        )
+        raise ValueError(f"num_heads must be that of {name}, {config.num_attention_heads}; got {num_heads}")
 
 
 def _first_line(error: Exception) -> str:

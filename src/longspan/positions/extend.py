@@ -89,7 +89,9 @@ def extend(
         extend_rotary(model, max_positions, method, **options)
     else:
         trained = learned.positions
-        table = extend_table(learned.table.weight.detach(), learned.reserved, max_positions, method, **options)
+        table = extend_table(
+            learned.table.weight.detach(), learned.reserved, max_positions, method, **options
+        )
     if sparsity is not None:
         # Before the table changes, so that a pattern that does not fit leaves the model as it was.
         sparsify(model, sparsity, backend=backend)

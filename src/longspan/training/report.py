@@ -173,7 +173,9 @@ def _pattern_line(pattern: PatternFacts) -> str:
 
 
 def _extension_line(extension: Mapping[str, Any]) -> str:
-    options = [f", {name} {value}" for name, value in extension.items() if name not in ("method", "from", "to")]
+    options = [
+        f", {name} {value}" for name, value in extension.items() if name not in ("method", "from", "to")
+    ]
     return f"extended from {extension['from']:,} to {extension['to']:,} by {extension['method']}{''.join(options)}"
 
 
