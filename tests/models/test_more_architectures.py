@@ -109,7 +109,9 @@ def test_a_pattern_for_each_layer(name, ids, kit, tmp_path):
     layers = LAYERS.get(name, 4)
     patterns = [kit.make_pattern("bigbird", attention_of(name)), None, None, None][:layers]
     model = longspan.sparsify(make(name), patterns)
-    assert [pattern.name for pattern in sparsity_of(model.config)] == ["bigbird", "dense", "dense", "dense"][:layers]
+    assert [pattern.name for pattern in sparsity_of(model.config)] == ["bigbird", "dense", "dense", "dense"][
+        :layers
+    ]
     logits = model(ids).logits
     one = longspan.sparsify(make(name), patterns[0])(ids).logits
     assert (layers == 1) == torch.equal(logits, one)

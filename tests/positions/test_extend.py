@@ -119,7 +119,9 @@ def test_the_padding_row_stays(kit, kind):
     assert kit.output(model, ids, attention_mask=(ids != kit.PAD).long()).isfinite().all()
     with torch.no_grad():
         table.weight[61] *= 3
-    changed = kit.output(model, ids) - kit.output(longspan.extend(kit.make(kind), 60, "truncate-and-normal"), ids)
+    changed = kit.output(model, ids) - kit.output(
+        longspan.extend(kit.make(kind), 60, "truncate-and-normal"), ids
+    )
     assert changed[1].abs().max() > 0, "row 61 is the one of the last token"
     assert torch.equal(changed[0], torch.zeros_like(changed[0])), "and padded sequences do not reach it"
 
@@ -225,7 +227,7 @@ def test_refusals(kit):
     from transformers import BertConfig, LlamaConfig, LlamaModel, XLNetConfig, XLNetModel
 
     bert = kit.make("bert")
-    with pytest.raises(ValueError, match="max_positions must be at least 24.*got 23"):
+    with pytest.raises(ValueError, match=r"max_positions must be at least 24.*got 23"):
         longspan.extend(bert, 23, "tile")
     with pytest.raises(ValueError, match=r"method 'yarn' .*BertForMaskedLM.*learned.*tile, interpolate"):
         longspan.extend(bert, 48, "yarn")

@@ -26,6 +26,9 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 LEARNED_METHODS = tuple(METHODS)
 ROTARY_METHODS = ("linear", "ntk", "dynamic", "yarn", "longrope")
 
+# The configuration's field that says how a model was last extended; plain transformers ignores it.
+CONFIG_KEY = "longspan_positions"
+
 
 def extend(
     model: Model,
@@ -39,27 +42,28 @@ def extend(
 ) -> Model:
     """Let a pretrained model take longer sequences, and make it sparse if asked to.
 
-    The model is changed in place: its table of positions (float ``[reserved + positions, width]``, dtype, device
-    and ``requires_grad`` kept) or its rotary frequencies, the buffers beside them and its configuration, so that
-    ``save_pretrained`` and a plain ``from_pretrained`` give the same model. A learned table becomes a new
-    parameter: make the optimizer afterwards. Nothing is trained here.
+    The model is changed in place: its table of positions (float ``[reserved + positions, width]``, dtype,
+    device and ``requires_grad`` kept) or its rotary frequencies, the buffers beside them and its
+    configuration, so that ``save_pretrained`` and a plain ``from_pretrained`` give the same model;
+    ``config.longspan_positions`` notes what was done. A learned table becomes a new parameter: make the
+    optimizer afterwards. Nothing is trained here.
 
     Learned positions (BERT, RoBERTa, XLM-R, GPT-2, OPT, DistilBERT, ELECTRA, ALBERT) know the methods
 
-    - ``"tile"``: the trained positions repeated (Beltagy et al. 2020, arXiv:2004.05150). Warns where the attention
-      lets a token see two positions that are alike; see `longspan.positions.collisions`.
+    - ``"tile"``: the trained positions repeated (Beltagy et al. 2020, arXiv:2004.05150). Warns where the
+      attention lets a token meet another of its position; see `longspan.positions.collisions`.
     - ``"interpolate"``: spread over the new length; option ``mode``, ``"linear"`` (default) or ``"cubic"``.
     - ``"truncate-and-normal"``: new rows drawn with the trained rows' mean and spread; option ``seed`` (0).
     - ``"zero"``: new rows of zeros.
 
-    All but ``"interpolate"`` leave what dense attention computes for sequences of the old length as it was. Rotary
-    positions (ModernBERT, Llama and their like) know ``"linear"``, ``"ntk"``, ``"dynamic"``, ``"yarn"`` and
-    ``"longrope"``; see `longspan.positions.rotary`.
+    All but ``"interpolate"`` leave what dense attention computes for sequences of the old length as it was.
+    Rotary positions (ModernBERT, Llama and their like) know ``"linear"``, ``"ntk"``, ``"dynamic"``,
+    ``"yarn"`` and ``"longrope"``; see `longspan.positions.rotary`.
 
     Args:
         model: a Hugging Face model, bare or with a head, in train or eval mode: it stays so.
-        max_positions: the longest sequence in tokens; a table gets its reserved rows besides. The present number is
-            allowed and changes no position.
+        max_positions: the longest sequence in tokens; a table gets its reserved rows besides. The present
+            number is allowed and changes no position.
         method: one of the above.
         sparsity: a pattern for all layers, or one a layer, as `longspan.sparsify` takes it; None leaves the
             attention as it is.
@@ -71,12 +75,14 @@ def extend(
         The same model.
 
     Raises:
-        ValueError: an architecture whose positions are not known, a method for another kind of positions, an option
-            that the method does not take, fewer positions than the model has, or a pattern that does not fit.
+        ValueError: an architecture whose positions are not known, a method for another kind of positions, an
+            option that the method does not take, fewer positions than the model has, or a pattern that does
+            not fit.
 
     """
     learned = learned_positions(model)
     _check(model, learned, max_positions, method)
+    before = max_positions_of(model)
     if learned is None:
         # Not before it is asked for: rotary methods import transformers' modelling code.
         from longspan.positions.rotary import extend_rotary
@@ -84,7 +90,9 @@ def extend(
         extend_rotary(model, max_positions, method, **options)
     else:
         trained = learned.positions
-        table = extend_table(learned.table.weight.detach(), learned.reserved, max_positions, method, **options)
+        table = extend_table(
+            learned.table.weight.detach(), learned.reserved, max_positions, method, **options
+        )
     if sparsity is not None:
         # Before the table changes, so that a pattern that does not fit leaves the model as it was.
         sparsify(model, sparsity, backend=backend)
@@ -93,30 +101,37 @@ def extend(
             learned.replace(torch.nn.Parameter(table, requires_grad=learned.table.weight.requires_grad))
         if method == "tile":
             warn_of_collisions(model, trained, max_positions)
+    if max_positions != before:
+        note = {"method": method, "from": before, "to": max_positions, **options}
+        setattr(model.config, CONFIG_KEY, note)
     if tokenizer is not None:
         tokenizer.model_max_length = max_positions
     return model
 
 
+def learned_limit(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model's table of learned positions serves, None where it has none."""
+    learned = learned_positions(model)
+    return None if learned is None else learned.positions
+
+
 def max_positions_of(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model's positions are made for, None where it is not known."""
-    learned = learned_positions(model)
-    if learned is not None:
-        return learned.positions
-    return model.config.max_position_embeddings if has_rotary_positions(model) else None
+    limit = learned_limit(model)
+    return getattr(model.config, "max_position_embeddings", None) if limit is None else limit
 
 
 def _check(model: PreTrainedModel, learned: LearnedPositions | None, max_positions: int, method: str) -> None:
     kind, allowed = ("learned", LEARNED_METHODS) if learned is not None else ("rotary", ROTARY_METHODS)
     if learned is None and not has_rotary_positions(model):
         raise ValueError(
-            f"the positions of {type(model).__name__} (model_type {model.config.model_type!r}) are not known; "
-            f"known are the learned ones of {', '.join(TABLES)}, and rotary ones"
+            f"the positions of {type(model).__name__} (model_type {model.config.model_type!r}) are not "
+            f"known; known are the learned ones of {', '.join(TABLES)}, and rotary ones"
         )
     if method not in allowed:
         raise ValueError(
-            f"method {method!r} does not extend {type(model).__name__}, which has {kind} positions; for those: "
-            f"{', '.join(allowed)}"
+            f"method {method!r} does not extend {type(model).__name__}, which has {kind} positions; for "
+            f"those: {', '.join(allowed)}"
         )
     if isinstance(max_positions, bool) or not isinstance(max_positions, int) or max_positions < 1:
         raise ValueError(f"max_positions must be a positive whole number of tokens, got {max_positions!r}")
