@@ -88,7 +88,8 @@ def warn_of_collisions(model: PreTrainedModel, period: int, length: int) -> None
         f"method 'tile' repeats the {period:,} trained positions of {type(model).__name__}, and {count:,} of "
         f"{length:,} tokens ({count / length:.1%}) attend tokens {period:,} or a multiple away, whose "
         "position is their own: expect a higher loss there until the model is trained on. A token meets no "
-        f"such copy in windows of at most {_safe_window(period, blocks)}, without global or random blocks further away",
+        f"such copy in windows of at most {_safe_window(period, blocks)}, without global or random blocks "
+        "further away",
         stacklevel=3,
     )
 

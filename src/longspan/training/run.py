@@ -154,7 +154,8 @@ def check_length(model: Any, seq_len: int) -> None:
     if limit is not None and seq_len > limit:
         raise ConfigError(
             f"data.seq_len={seq_len} is more than the {limit} positions of {type(model).__name__}; extend "
-            f"them with position=tile (or interpolate, truncate_and_normal, zero) position.max_positions={seq_len}"
+            f"them with position=tile (or interpolate, truncate_and_normal, zero) "
+            f"position.max_positions={seq_len}"
         )
 
 
