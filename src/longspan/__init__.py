@@ -5,7 +5,7 @@ nothing else there.
 """
 
 from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
-from longspan.models import sparsify
+from longspan.models import SparseAttentionUtils, sparsify
 from longspan.sparsity import (
     BigBirdSparsityConfig,
     BSLongformerSparsityConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "DenseSparsityConfig",
     "FixedSparsityConfig",
     "LocalSlidingWindowSparsityConfig",
+    "SparseAttentionUtils",
     "SparseSelfAttention",
     "SparsityConfig",
     "VariableSparsityConfig",

@@ -5,7 +5,8 @@ from longspan.models.layers import sparsity_of
 from longspan.models.position_offset import position_offset
 from longspan.models.registration import register_on_import
 from longspan.models.sparsify import sparsify
+from longspan.models.utils import SparseAttentionUtils
 
 register_on_import()
 
-__all__ = ["build_model", "position_offset", "sparsify", "sparsity_of"]
+__all__ = ["SparseAttentionUtils", "build_model", "position_offset", "sparsify", "sparsity_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
         config: the configuration of a model that `sparsify` has changed, or that was loaded from one.
 
     Returns:
-        One pattern a layer.
+        One pattern a layer; for ALBERT, whose layers share their weights, one a set of weights.
 
     Raises:
         ValueError: the configuration names no pattern, one of another number of layers, or an unknown one.
@@ -36,7 +37,7 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
             f"the {type(config).__name__} of this model has no sparsity ({CONFIG_KEY}), so attention "
             "implementation 'longspan' does not know what to keep: call longspan.sparsify(model, pattern)"
         )
-    layers = config.num_hidden_layers
+    layers = attention_layers(config)
     entries = [entry] * layers if isinstance(entry, dict) else list(entry)
     if len(entries) != layers:
         raise ValueError(f"{CONFIG_KEY} lists {len(entries)} patterns for {layers} layers")
@@ -60,19 +61,38 @@ def attention_of(module: nn.Module) -> SparseSelfAttention:
     attention = getattr(module, _ATTRIBUTE, None)
     if attention is None:
         refuse_cross_attention(module.config)
-        attention = attach(module, sparsity_of(module.config)[_layer_index(module)])
+        attention = attach(module, _pattern_of(module))
     return attention
+
+
+def _pattern_of(module: nn.Module) -> SparsityConfig:
+    """Look a layer's pattern up; a layer that does not know its index can tell only one that all share."""
+    patterns = sparsity_of(module.config)
+    index = layer_index(module)
+    if index is None:
+        if len(set(patterns)) > 1:
+            raise ValueError(
+                f"{type(module).__name__} does not know which layer it is, and {CONFIG_KEY} lists patterns "
+                "that differ: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) once "
+                "the model is loaded"
+            )
+        index = 0
+    return patterns[index]
 
 
 def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") -> SparseSelfAttention:
     """Give an attention layer the SparseSelfAttention of a pattern: a submodule without parameters."""
-    attention = SparseSelfAttention(pattern, backend=backend)
+    # A BertSparseSelfAttention has one already, and leaves the dropout to it.
+    dropout_p = getattr(getattr(module, _ATTRIBUTE, None), "dropout_p", 0.0)
+    attention = SparseSelfAttention(pattern, dropout_p=dropout_p, backend=backend)
     setattr(module, _ATTRIBUTE, attention)
     return attention
 
 
 def self_attention_layers(model: nn.Module) -> list[nn.Module]:
     """Find the self-attention layers of a Hugging Face model, in the order of their layers.
+
+    Layers that share their weights (ALBERT's) are one.
 
     Raises:
         ValueError: the model attends to an encoder, or its layers do not follow transformers' attention
@@ -82,19 +102,37 @@ def self_attention_layers(model: nn.Module) -> list[nn.Module]:
     config: Any = model.config
     refuse_cross_attention(config)
     found = [module for module in model.modules() if is_self_attention(module)]
-    found.sort(key=_layer_index)
-    indices = [_layer_index(module) for module in found]
-    if not found or indices != list(range(len(found))) or len({id(module.config) for module in found}) != 1:
+    numbered = [(index, module) for module in found if (index := layer_index(module)) is not None]
+    if numbered:
+        numbered.sort(key=lambda pair: pair[0])
+        found = [module for _, module in numbered]
+        indices, expected = [index for index, _ in numbered], list(range(len(numbered)))
+    else:
+        # DistilBERT's and ALBERT's do not know their index; they lie in the order of the layers.
+        indices, expected = [None] * len(found), [None] * attention_layers(config)
+    if not found or indices != expected or len({id(module.config) for module in found}) != 1:
         raise ValueError(
             f"{type(model).__name__} must have one self-attention per layer that follows transformers' "
-            f"attention interface (attributes is_causal and layer_idx); found layers {indices}"
+            f"attention interface (attributes config and is_causal); found layers {indices}"
         )
     return found
 
 
 def is_self_attention(module: nn.Module) -> bool:
     """Say whether a module is an attention layer that calls transformers' attention interface."""
-    return hasattr(module, "is_causal") and isinstance(getattr(module, "layer_idx", None), int)
+    return hasattr(module, "is_causal") and hasattr(module, "config")
+
+
+def layer_index(module: nn.Module) -> int | None:
+    """Return the index that an attention layer knows of itself, if it does."""
+    index = getattr(module, "layer_idx", None)
+    return index if isinstance(index, int) else None
+
+
+def attention_layers(config: Any) -> int:
+    """Count the self-attention modules of a model by its configuration; ALBERT's are shared by its layers."""
+    groups = getattr(config, "num_hidden_groups", None)
+    return config.num_hidden_layers if groups is None else groups * config.inner_group_num
 
 
 def refuse_cross_attention(config: Any) -> None:
@@ -105,11 +143,6 @@ def refuse_cross_attention(config: Any) -> None:
                 f"models with cross attention are not supported: config.{name} is True in "
                 f"{type(config).__name__}, and a pattern is for self-attention"
             )
-
-
-def _layer_index(module: nn.Module) -> int:
-    index: Any = module.layer_idx
-    return index
 
 
 def per_layer(
@@ -126,3 +159,15 @@ def per_layer(
     if len(sparsity) != layers:
         raise ValueError(f"sparsity must be one pattern or {layers}, one per layer; got {len(sparsity)}")
     return sparsity
+
+
+def noted(
+    sparsity: SparsityConfig | Sequence[SparsityConfig | None], patterns: Sequence[SparsityConfig | None]
+) -> Any:
+    """Write the patterns as what JSON can hold, in the form in which they will be read back."""
+    entry = (
+        sparsity.to_dict()
+        if isinstance(sparsity, SparsityConfig)
+        else [None if pattern is None else pattern.to_dict() for pattern in patterns]
+    )
+    return json.loads(json.dumps(entry))
