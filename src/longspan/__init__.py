@@ -6,6 +6,7 @@ nothing else there.
 
 from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
 from longspan.models import SparseAttentionUtils, sparsify
+from longspan.positions import extend
 from longspan.sparsity import (
     BigBirdSparsityConfig,
     BSLongformerSparsityConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "VariableSparsityConfig",
     "__version__",
     "block_sparse_attention",
+    "extend",
     "from_deepspeed",
     "sparsify",
 ]
