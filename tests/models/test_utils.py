@@ -323,7 +323,7 @@ def test_layers_without_index_have_their_own_patterns_once_they_are_told(archite
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path, attn_implementation="longspan", dtype=torch.float64)
     with torch.no_grad():
-        with pytest.raises(ValueError, match="does not know which layer it is"):
+        with pytest.raises(ValueError, match="do not know their number"):
             again(ids)
         sparsify(again, sparsity_of(again.config))
         assert_close(again(ids).logits, model(ids).logits)

@@ -12,9 +12,8 @@ from longspan.attention import BertSparseSelfAttention
 from longspan.models.layers import (
     CONFIG_KEY,
     attach,
-    attention_layers,
     is_self_attention,
-    layer_index,
+    layers_with_weights,
     noted,
     refuse_cross_attention,
     sparsity_of,
@@ -109,8 +108,8 @@ def _bert_sparse(old: Any, config: Any, pattern: SparsityConfig) -> BertSparseSe
 
 def _note(config: Any, modules: list[nn.Module], pattern: SparsityConfig) -> Any:
     """Write the patterns of all layers of the model: the list's have a new one, others keep theirs."""
-    total = attention_layers(config)
-    indices = [layer_index(module) for module in modules]
+    total = layers_with_weights(config)
+    indices = [getattr(module, "layer_idx", None) for module in modules]
     if len(modules) == total:
         return noted(pattern, [pattern] * total)
     if None in indices:

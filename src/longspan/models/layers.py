@@ -16,6 +16,8 @@ CONFIG_KEY = "longspan_sparsity"
 
 _ATTRIBUTE = "sparse_self_attention"
 _DENSE_BLOCK = 64
+# By model_type: architectures whose attention layers do not know their number. They count in the model's order.
+_WITHOUT_NUMBERS = ("albert", "distilbert")
 
 
 def sparsity_of(config: Any) -> list[SparsityConfig]:
@@ -37,7 +39,7 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
             f"the {type(config).__name__} of this model has no sparsity ({CONFIG_KEY}), so attention "
             "implementation 'longspan' does not know what to keep: call longspan.sparsify(model, pattern)"
         )
-    layers = attention_layers(config)
+    layers = layers_with_weights(config)
     entries = [entry] * layers if isinstance(entry, dict) else list(entry)
     if len(entries) != layers:
         raise ValueError(f"{CONFIG_KEY} lists {len(entries)} patterns for {layers} layers")
@@ -66,25 +68,30 @@ def attention_of(module: nn.Module) -> SparseSelfAttention:
 
 
 def _pattern_of(module: nn.Module) -> SparsityConfig:
-    """Look a layer's pattern up; a layer that does not know its index can tell only one that all share."""
-    patterns = sparsity_of(module.config)
-    index = layer_index(module)
-    if index is None:
-        if len(set(patterns)) > 1:
-            raise ValueError(
-                f"{type(module).__name__} does not know which layer it is, and {CONFIG_KEY} lists patterns "
-                "that differ: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) once "
-                "the model is loaded"
-            )
-        index = 0
-    return patterns[index]
+    config: Any = module.config
+    patterns = sparsity_of(config)
+    if hasattr(module, "layer_idx"):
+        return patterns[_layer_index(module)]
+    if len(set(patterns)) > 1:
+        raise ValueError(
+            f"the layers of {config.model_type} do not know their number, so none can find its own pattern among "
+            "several: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) after loading"
+        )
+    return patterns[0]
+
+
+def layers_with_weights(config: Any) -> int:
+    """Count the attention layers that have weights of their own: ALBERT runs each of them several times."""
+    if config.model_type == "albert":
+        return config.num_hidden_groups * config.inner_group_num
+    return config.num_hidden_layers
 
 
 def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") -> SparseSelfAttention:
     """Give an attention layer the SparseSelfAttention of a pattern: a submodule without parameters."""
     # A BertSparseSelfAttention has one already, and leaves the dropout to it.
     dropout_p = getattr(getattr(module, _ATTRIBUTE, None), "dropout_p", 0.0)
-    attention = SparseSelfAttention(pattern, dropout_p=dropout_p, backend=backend)
+    attention = SparseSelfAttention(pattern, dropout_p=dropout_p, backend=backend).train(module.training)
     setattr(module, _ATTRIBUTE, attention)
     return attention
 
@@ -92,7 +99,7 @@ def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") ->
 def self_attention_layers(model: nn.Module) -> list[nn.Module]:
     """Find the self-attention layers of a Hugging Face model, in the order of their layers.
 
-    Layers that share their weights (ALBERT's) are one.
+    ALBERT's layers share their weights within a group: it has one for each layer of a group.
 
     Raises:
         ValueError: the model attends to an encoder, or its layers do not follow transformers' attention
@@ -102,37 +109,25 @@ def self_attention_layers(model: nn.Module) -> list[nn.Module]:
     config: Any = model.config
     refuse_cross_attention(config)
     found = [module for module in model.modules() if is_self_attention(module)]
-    numbered = [(index, module) for module in found if (index := layer_index(module)) is not None]
-    if numbered:
-        numbered.sort(key=lambda pair: pair[0])
-        found = [module for _, module in numbered]
-        indices, expected = [index for index, _ in numbered], list(range(len(numbered)))
+    if getattr(config, "model_type", None) in _WITHOUT_NUMBERS:
+        indices = list(range(len(found)))
     else:
-        # DistilBERT's and ALBERT's do not know their index; they lie in the order of the layers.
-        indices, expected = [None] * len(found), [None] * attention_layers(config)
-    if not found or indices != expected or len({id(module.config) for module in found}) != 1:
+        found.sort(key=_layer_index)
+        indices = [_layer_index(module) for module in found]
+    if not found or indices != list(range(len(found))) or len({id(module.config) for module in found}) != 1:
         raise ValueError(
             f"{type(model).__name__} must have one self-attention per layer that follows transformers' "
-            f"attention interface (attributes config and is_causal); found layers {indices}"
+            f"attention interface (attributes is_causal and layer_idx); found layers {indices}"
         )
     return found
 
 
 def is_self_attention(module: nn.Module) -> bool:
     """Say whether a module is an attention layer that calls transformers' attention interface."""
-    return hasattr(module, "is_causal") and hasattr(module, "config")
-
-
-def layer_index(module: nn.Module) -> int | None:
-    """Return the index that an attention layer knows of itself, if it does."""
-    index = getattr(module, "layer_idx", None)
-    return index if isinstance(index, int) else None
-
-
-def attention_layers(config: Any) -> int:
-    """Count the self-attention modules of a model by its configuration; ALBERT's are shared by its layers."""
-    groups = getattr(config, "num_hidden_groups", None)
-    return config.num_hidden_layers if groups is None else groups * config.inner_group_num
+    if not hasattr(module, "is_causal"):
+        return False
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    return kind in _WITHOUT_NUMBERS or isinstance(getattr(module, "layer_idx", None), int)
 
 
 def refuse_cross_attention(config: Any) -> None:
@@ -143,6 +138,11 @@ def refuse_cross_attention(config: Any) -> None:
                 f"models with cross attention are not supported: config.{name} is True in "
                 f"{type(config).__name__}, and a pattern is for self-attention"
             )
+
+
+def _layer_index(module: nn.Module) -> int:
+    index: Any = module.layer_idx
+    return index
 
 
 def per_layer(
