@@ -24,6 +24,7 @@ _POSITIONS = {"max_position_embeddings": POSITIONS}
 _ROBERTA = {**_BERT, "max_position_embeddings": POSITIONS + PAD + 1}
 _LLAMA = {**_BERT, **_POSITIONS, "num_key_value_heads": 2}
 _DISTIL = {"dim": 32, "n_layers": 2, "n_heads": HEADS, "hidden_dim": 16}
+_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": HEADS, "n_positions": POSITIONS}
 _OPT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": HEADS, "ffn_dim": 16}
 _MODERN = {"local_attention": 20, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 # The class of the model, that of its configuration, and the configuration's fields.
@@ -39,11 +40,7 @@ ARCHITECTURES = {
     ),
     "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig", {**_DISTIL, **_POSITIONS}),
     "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", {**_BERT, **_POSITIONS, **_MODERN}),
-    "gpt2": (
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        {"n_embd": 32, "n_layer": 2, "n_head": HEADS, "n_positions": POSITIONS},
-    ),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT2),
     "opt": ("OPTForCausalLM", "OPTConfig", {**_OPT, **_POSITIONS, "word_embed_proj_dim": 32}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _LLAMA),
 }
@@ -99,6 +96,14 @@ def dense_mask(architecture: str, pattern, length: int):
     return {"full_attention": added(keep), "sliding_attention": added(keep & near)}
 
 
+def under_mask(architecture: str, stock, pattern, ids):
+    """Logits of the stock model under the pattern's mask."""
+    mask = dense_mask(architecture, pattern, ids.shape[1])
+    # OPT counts positions in a padding mask, and knows no other.
+    positions = {"position_ids": torch.arange(ids.shape[1])[None]} if architecture == "opt" else {}
+    return stock(ids, attention_mask=mask, **positions).logits
+
+
 def layers_of(architecture: str, model):
     """The list of layers that the original was handed."""
     base = model.base_model
@@ -131,7 +136,7 @@ class TestAWholeModel:
             make(architecture), LENGTH, pattern
         )
         with torch.no_grad():
-            expected = stock(ids, attention_mask=dense_mask(architecture, pattern, LENGTH)).logits
+            expected = under_mask(architecture, stock, pattern, ids)
             dense = stock(ids).logits
             sparse = model(ids).logits
         assert_close(sparse, expected)
@@ -145,9 +150,7 @@ class TestAWholeModel:
         )
         weight = torch.randn(2, LENGTH, VOCABULARY, generator=torch.Generator().manual_seed(2)).double()
         (model(ids).logits * weight).sum().backward()
-        (
-            stock(ids, attention_mask=dense_mask(architecture, pattern, LENGTH)).logits * weight
-        ).sum().backward()
+        (under_mask(architecture, stock, pattern, ids) * weight).sum().backward()
         expected = dict(stock.named_parameters())
         for name, parameter in model.named_parameters():
             if expected[name].grad is not None:
@@ -216,7 +219,7 @@ class TestLayers:
         replace = SparseAttentionUtils.replace_self_attention_layer_with_sparse_self_attention_layer
         assert replace(model.config, layers, pattern) is layers
         with torch.no_grad():
-            expected = stock(ids, attention_mask=dense_mask(architecture, pattern, length)).logits
+            expected = under_mask(architecture, stock, pattern, ids)
             assert_close(model(ids).logits, expected)
         assert sparsity_of(model.config) == [pattern] * len(sparsity_of(model.config))
 
@@ -245,9 +248,7 @@ class TestLayers:
         )
         stock, ids = make(architecture), tokens(POSITIONS)
         model(ids).logits.square().sum().backward()
-        stock(
-            ids, attention_mask=dense_mask(architecture, pattern, POSITIONS)
-        ).logits.square().sum().backward()
+        under_mask(architecture, stock, pattern, ids).square().sum().backward()
         expected = {name: one.grad for name, one in stock.named_parameters() if one.grad is not None}
         assert_close({name: one.grad for name, one in model.named_parameters() if name in expected}, expected)
 
@@ -296,7 +297,7 @@ class TestLayers:
     @pytest.mark.parametrize("architecture", ["distilbert", "albert"])
     def test_that_do_not_know_their_index_must_be_all(self, architecture):
         model = make(architecture)
-        with pytest.raises(ValueError, match="layers must be all 2 of the model.*got 1"):
+        with pytest.raises(ValueError, match=r"layers must be all 2 of the model.*got 1"):
             SparseAttentionUtils.replace_self_attention_layer_with_sparse_self_attention_layer(
                 model.config, layers_of(architecture, model)[1:], bigbird(architecture)
             )
@@ -342,12 +343,8 @@ def test_positions_are_tiled(architecture):
     if architecture in ROTARY:
         assert model.config.max_position_embeddings == LENGTH
         return
-    tables = [
-        one.weight
-        for one in model.modules()
-        if isinstance(one, torch.nn.Embedding) and len(one.weight) >= LENGTH
-    ]
-    (table,) = tables
+    embeddings = [one.weight for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    (table,) = (weight for weight in embeddings if len(weight) >= LENGTH)
     rows = table[len(table) - LENGTH :]
     assert torch.equal(rows[POSITIONS:], rows[: LENGTH - POSITIONS])
     assert len(table) - LENGTH == {"opt": 2}.get(architecture, position_offset(model))
