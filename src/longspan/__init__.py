@@ -4,6 +4,8 @@ Importing this package makes the attention implementation ``longspan`` known to 
 nothing else there.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
 from longspan.models import SparseAttentionUtils, sparsify
 from longspan.positions import extend
@@ -20,6 +22,9 @@ from longspan.sparsity import (
 from longspan.version import __version__
 from longspan_kernels import BlockLayout, block_sparse_attention
 
+if TYPE_CHECKING:
+    from longspan.training.export import export
+
 __all__ = [
     "BSLongformerSparsityConfig",
     "BertSparseSelfAttention",
@@ -34,7 +39,17 @@ __all__ = [
     "VariableSparsityConfig",
     "__version__",
     "block_sparse_attention",
+    "export",
     "extend",
     "from_deepspeed",
     "sparsify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # `python -m longspan.training.export` must not find the module imported already.
+    if name == "export":
+        from longspan.training.export import export
+
+        return export
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

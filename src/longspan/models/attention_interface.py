@@ -52,8 +52,8 @@ def longspan_attention(
         key: ``[B, K, M, D]``, ``H`` a multiple of ``K``.
         value: ``[B, K, M, D]``.
         attention_mask: None; bool ``[B, M]``, True where a key may be attended; integers ``[B, M]``, document
-            numbers; or a mask of the user's own ``[B or 1, H or 1, L or 1, M]``: bool, True where attended, or
-            floating point, added to the scaled scores.
+            numbers; or a mask of the user's own ``[B or 1, H or 1, L or 1, M]``: bool, True where attended,
+            or floating point, added to the scaled scores.
         scaling: factor of the scores, ``D ** -0.5`` if None.
         dropout: probability with which attention weights are dropped.
         is_causal: overrides what the layer says of itself.

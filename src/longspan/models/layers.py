@@ -75,7 +75,8 @@ def _pattern_of(module: nn.Module) -> SparsityConfig:
     if len(set(patterns)) > 1:
         raise ValueError(
             f"the layers of {config.model_type} do not know their number, so none can find its own pattern "
-            "among several: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) after loading"
+            "among several: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) after "
+            "loading"
         )
     return patterns[0]
 

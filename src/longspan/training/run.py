@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
 from longspan.sparsity import SparsityConfig
+from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
 from longspan.training.checkpoints import resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
@@ -52,7 +53,7 @@ def train(
     checkpoint = find_checkpoint(config, settings, output_dir, runs_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, module, pattern = build(config)
-    callbacks = [KeepSettings(settings), *instantiate(config.callbacks).values()]
+    callbacks = [KeepSettings(settings), KeepArchitecture(), *instantiate(config.callbacks).values()]
     loggers = list(instantiate(config.logger).values())
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, loggers=loggers)
     account = data.corpus_info.to_dict()
