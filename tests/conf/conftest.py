@@ -1,6 +1,7 @@
 """Composing the shipped configuration in this process, through the schemas, as the command does."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import hydra
 import pytest
@@ -13,15 +14,48 @@ from longspan.training.config import config_dir
 TEXT = "".join(f"def function_{i}(x):\n    return x * {i * i} + {i}\n\n" for i in range(800))
 
 
+# What an override says in the place of the folder of `pretrained`.
+PRETRAINED = "PRETRAINED"
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """A folder with a tiny BERT of 128 positions and its tokenizer of characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(code) for code in range(32, 127))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def compose(tmp_path) -> Iterator:
+def compose(tmp_path, request) -> Iterator:
     """compose('sparsity=fixed', …) -> the configuration, with a folder of its own for its files."""
+
+    def composed(*overrides: str):
+        if any(PRETRAINED in override for override in overrides):
+            folder = str(request.getfixturevalue("pretrained"))
+            overrides = tuple(override.replace(PRETRAINED, folder) for override in overrides)
+        return hydra.compose(schemas.PRIMARY, overrides=[*overrides, f"output_dir={tmp_path / 'run'}"])
+
     schemas.register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        yield lambda *overrides: hydra.compose(
-            schemas.PRIMARY, overrides=[*overrides, f"output_dir={tmp_path / 'run'}"]
-        )
+        yield composed
 
 
 @pytest.fixture

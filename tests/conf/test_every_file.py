@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.positions import LEARNED_METHODS
 from longspan.training.config import config_dir, instantiate
 from longspan.training.run import build
 
@@ -20,6 +21,8 @@ NEEDED = {
     "data/text_files": ["data.corpus.files=[some.txt]"],
     "data/hub": ["data.corpus.path=some/name"],
     "tokenizer/huggingface": ["tokenizer.name_or_path=some/name"],
+    # The fixture `compose` puts the folder of a tiny BERT here.
+    "model/pretrained": ["model.name_or_path=PRETRAINED"],
     # The test machine need not have a GPU.
     "trainer/gpu": ["trainer.accelerator=cpu", "trainer.precision=32-true"],
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=1"],
@@ -28,7 +31,7 @@ NEEDED = {
 MASKED_MODELS = ("bert", "roberta", "modernbert")
 PAIRS = [
     *(("mlm", model) for model in MASKED_MODELS),
-    *(("clm", model) for model in OPTIONS["model"]),
+    *(("clm", model) for model in OPTIONS["model"] if model != "pretrained"),
 ]
 
 
@@ -147,6 +150,30 @@ def test_a_batch_through_every_pattern_under_both_objectives(compose, text_data,
 def test_a_batch_through_every_model(compose, text_data, objective, model):
     config = compose("experiment=smoke", *text_data, f"objective={objective}", f"model={model}")
     assert 4.0 < one_batch(config) < 7.5
+
+
+PRETRAINED = [
+    "model=pretrained",
+    "model.name_or_path=PRETRAINED",
+    "tokenizer=huggingface",
+    "tokenizer.name_or_path=${model.name_or_path}",
+    "sparsity.block=16",
+    "data.batch_size=2",
+    "data.validation_sequences=2",
+]
+# Those of rotary positions are tried on rotary models.
+LEARNED = [option for option in OPTIONS["position"] if option.replace("_", "-") in LEARNED_METHODS]
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+@pytest.mark.parametrize("position", ["none", *LEARNED])
+@pytest.mark.filterwarnings("ignore:method 'tile' repeats")
+def test_a_batch_through_a_pretrained_model_with_every_position(compose, text_data, position, objective):
+    length = 128 if position == "none" else 200
+    options = [f"objective={objective}", f"position={position}", f"data.seq_len={length}"]
+    config = compose(*PRETRAINED, *text_data, *options)
+    assert config.sparsity.num_heads == 4
+    assert 4.0 < one_batch(config) < 6.0
 
 
 @pytest.mark.parametrize("option", ["document_mask=true", "batch_size=3"])

@@ -77,7 +77,9 @@ def test_saved_and_loaded_by_transformers_alone(kit, pair, method, tmp_path):
     model.save_pretrained(tmp_path)
     loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.equal(kit.output(loaded, kit.tokens(37)), kit.output(model, kit.tokens(37)))
+    # To rounding: loaded weights lie elsewhere in memory, which changes how matrix products are blocked.
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(kit.output(loaded, kit.tokens(37)), kit.output(model, kit.tokens(37)), **close)
 
 
 def test_configuration_and_buffers_follow(kit, kind):
@@ -116,8 +118,10 @@ def test_the_padding_row_stays(kit, kind):
     ids[0, 50:] = kit.PAD
     assert kit.output(model, ids, attention_mask=(ids != kit.PAD).long()).isfinite().all()
     with torch.no_grad():
-        table.weight[61] += 1.0
-    changed = kit.output(model, ids) - kit.output(longspan.extend(kit.make(kind), 60, "truncate-and-normal"), ids)
+        table.weight[61] *= 3
+    changed = kit.output(model, ids) - kit.output(
+        longspan.extend(kit.make(kind), 60, "truncate-and-normal"), ids
+    )
     assert changed[1].abs().max() > 0, "row 61 is the one of the last token"
     assert torch.equal(changed[0], torch.zeros_like(changed[0])), "and padded sequences do not reach it"
 

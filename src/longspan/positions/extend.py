@@ -26,6 +26,9 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 LEARNED_METHODS = tuple(METHODS)
 ROTARY_METHODS = ("linear", "ntk", "dynamic", "yarn", "longrope")
 
+# The configuration's field that says how a model was last extended; plain transformers ignores it.
+CONFIG_KEY = "longspan_positions"
+
 
 def extend(
     model: Model,
@@ -41,7 +44,8 @@ def extend(
 
     The model is changed in place: its table of positions (float ``[reserved + positions, width]``, dtype, device
     and ``requires_grad`` kept) or its rotary frequencies, the buffers beside them and its configuration, so that
-    ``save_pretrained`` and a plain ``from_pretrained`` give the same model. A learned table becomes a new
+    ``save_pretrained`` and a plain ``from_pretrained`` give the same model; ``config.longspan_positions`` notes what
+    was done. A learned table becomes a new
     parameter: make the optimizer afterwards. Nothing is trained here.
 
     Learned positions (BERT, RoBERTa, XLM-R, GPT-2, OPT, DistilBERT, ELECTRA, ALBERT) know the methods
@@ -77,6 +81,7 @@ def extend(
     """
     learned = learned_positions(model)
     _check(model, learned, max_positions, method)
+    before = max_positions_of(model)
     if learned is None:
         # Not before it is asked for: rotary methods import transformers' modelling code.
         from longspan.positions.rotary import extend_rotary
@@ -84,7 +89,9 @@ def extend(
         extend_rotary(model, max_positions, method, **options)
     else:
         trained = learned.positions
-        table = extend_table(learned.table.weight.detach(), learned.reserved, max_positions, method, **options)
+        table = extend_table(
+            learned.table.weight.detach(), learned.reserved, max_positions, method, **options
+        )
     if sparsity is not None:
         # Before the table changes, so that a pattern that does not fit leaves the model as it was.
         sparsify(model, sparsity, backend=backend)
@@ -93,17 +100,24 @@ def extend(
             learned.replace(torch.nn.Parameter(table, requires_grad=learned.table.weight.requires_grad))
         if method == "tile":
             warn_of_collisions(model, trained, max_positions)
+    if max_positions != before:
+        note = {"method": method, "from": before, "to": max_positions, **options}
+        setattr(model.config, CONFIG_KEY, note)
     if tokenizer is not None:
         tokenizer.model_max_length = max_positions
     return model
 
 
+def learned_limit(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model's table of learned positions serves, None where it has none."""
+    learned = learned_positions(model)
+    return None if learned is None else learned.positions
+
+
 def max_positions_of(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model's positions are made for, None where it is not known."""
-    learned = learned_positions(model)
-    if learned is not None:
-        return learned.positions
-    return model.config.max_position_embeddings if has_rotary_positions(model) else None
+    limit = learned_limit(model)
+    return getattr(model.config, "max_position_embeddings", None) if limit is None else limit
 
 
 def _check(model: PreTrainedModel, learned: LearnedPositions | None, max_positions: int, method: str) -> None:

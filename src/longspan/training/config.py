@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longspan.models.pretrained import num_heads_of
+
 # A configuration file may come from anywhere; what it may call may not.
 ALLOWED_PACKAGES = ("longspan", "torch", "lightning", "transformers", "datasets", "functools")
 
@@ -28,8 +30,19 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "bos_token_id",
         "eos_token_id",
     ),
+    "longspan.models.pretrained.load_pretrained": (
+        "objective",
+        "vocab_size",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    ),
+    "longspan.positions.extend": ("model", "sparsity", "tokenizer", "backend"),
     "longspan.training.trainer.make_trainer": ("callbacks", "loggers"),
 }
+
+# `${heads_of:name}` is the number of heads of a pretrained model, which stands in its own config.json.
+OmegaConf.register_new_resolver("heads_of", num_heads_of, replace=True)
 
 _CONTROL_KEYS = ("_target_", "_partial_")
 

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from longspan.positions.extend import CONFIG_KEY
 from longspan_kernels.backends import resolve_backend
 
 
@@ -64,6 +65,8 @@ class RunFacts:
         precision: of the arithmetic.
         backend: the name of what computes the attention.
         overrides: what was asked for besides the defaults.
+        extension: how the model's positions were extended: `method`, `from`, `to` and the method's options; None
+            where they were not.
 
     """
 
@@ -83,6 +86,7 @@ class RunFacts:
     precision: str
     backend: str
     overrides: tuple[str, ...]
+    extension: dict[str, Any] | None = None
 
 
 def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[PatternFacts, ...]:
@@ -174,6 +178,7 @@ def run_facts(
         precision=str(trainer.precision),
         backend=resolve_backend(backend, trainer.strategy.root_device),
         overrides=tuple(overrides),
+        extension=getattr(getattr(model, "config", None), CONFIG_KEY, None),
     )
 
 

@@ -60,6 +60,8 @@ def start_report(facts: RunFacts) -> RenderableType:
     frozen = facts.parameters - facts.trainable_parameters
     parameters = f"{facts.parameters:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
     table.add_row("model", f"{facts.model}, {parameters}")
+    if facts.extension is not None:
+        table.add_row("positions", _extension_line(facts.extension))
     table.add_row("objective", facts.objective)
     if not facts.patterns:
         table.add_row("pattern", "none: the model's own attention")
@@ -168,6 +170,13 @@ def _pattern_line(pattern: PatternFacts) -> str:
         f"{pattern.name}: density {pattern.density:.3f}, {pattern.kept_blocks:,} of {pattern.all_blocks:,} "
         f"blocks of {pattern.block}, {pattern.heads} heads, {layers}"
     )
+
+
+def _extension_line(extension: Mapping[str, Any]) -> str:
+    options = [
+        f", {name} {value}" for name, value in extension.items() if name not in ("method", "from", "to")
+    ]
+    return f"extended from {extension['from']:,} to {extension['to']:,} by {extension['method']}{''.join(options)}"
 
 
 def _corpus_lines(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -40,8 +40,9 @@ def collect_result(
     token, `best_val_loss`, `perplexity`, `bits_per_byte`, `nats_per_byte`, `byte_entropy` (of all the
     held-out text, nats a byte) and `below_byte_entropy` (its difference to `nats_per_byte`, which is that
     of the validated sequences); a figure that is not known is None. `steps`, `tokens`; `throughput`:
-    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `model`, `objective`, `patterns`, `corpus`,
-    `device`, `precision`, `backend`, `versions`, `checkpoints`, `files`, `config`.
+    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `model`, `positions` (how they were extended,
+    or None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`, `versions`, `checkpoints`,
+    `files`, `config`.
     """
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     bits = logged.get("val/bits_per_byte")
@@ -84,6 +85,7 @@ def collect_result(
             "parameters": facts.parameters,
             "trainable_parameters": facts.trainable_parameters,
         },
+        "positions": facts.extension,
         "objective": facts.objective,
         "patterns": [_without(asdict(pattern), "drawing") for pattern in facts.patterns],
         "seq_len": facts.seq_len,

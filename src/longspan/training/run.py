@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
+from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
 from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
@@ -131,7 +132,12 @@ def build(config: DictConfig) -> tuple[DataModule, LongspanModule, SparsityConfi
         )
     try:
         pattern.layout(data.seq_len)
-        sparsify(model, pattern, backend=config.attention_backend)
+        extend = instantiate(config.position)
+        if extend:
+            extend(model=model, sparsity=pattern, backend=config.attention_backend)
+        else:
+            sparsify(model, pattern, backend=config.attention_backend)
+        check_length(model, data.seq_len)
         data.setup()
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(str(error)) from error
@@ -141,6 +147,16 @@ def build(config: DictConfig) -> tuple[DataModule, LongspanModule, SparsityConfi
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return data, module, pattern
+
+
+def check_length(model: Any, seq_len: int) -> None:
+    """Refuse sequences longer than a table of learned positions; raises ConfigError."""
+    limit = learned_limit(model)
+    if limit is not None and seq_len > limit:
+        raise ConfigError(
+            f"data.seq_len={seq_len} is more than the {limit} positions of {type(model).__name__}; extend them with "
+            f"position=tile (or interpolate, truncate_and_normal, zero) position.max_positions={seq_len}"
+        )
 
 
 def find_checkpoint(

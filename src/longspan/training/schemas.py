@@ -51,6 +51,7 @@ class RunConfig:
     objective: Any = MISSING
     model: Any = MISSING
     sparsity: Any = MISSING
+    position: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     trainer: Any = MISSING
