@@ -74,7 +74,7 @@ def test_link(link, target):
 
 
 # A fenced block with its language, or indented lines: commands.
-GUIDE_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$|((?:^ {4}.*\n)+)", flags=re.DOTALL | re.MULTILINE)
+GUIDE_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$|((?:^ {4}[^\n]*\n)+)", flags=re.DOTALL | re.MULTILINE)
 # A run is cut short; what the guide says of it stays as it stands.
 SHORT = (
     " trainer=cpu logger=none trainer.max_steps=2 trainer.val_check_interval=2"
