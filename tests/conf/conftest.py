@@ -1,7 +1,6 @@
 """Composing the shipped configuration in this process, through the schemas, as the command does."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import hydra
 import pytest
@@ -16,30 +15,6 @@ TEXT = "".join(f"def function_{i}(x):\n    return x * {i * i} + {i}\n\n" for i i
 
 # What an override says in the place of the folder of `pretrained`.
 PRETRAINED = "PRETRAINED"
-
-
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory) -> Path:
-    """A folder with a tiny BERT of 128 positions and its tokenizer of characters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("pretrained")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(code) for code in range(32, 127))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_mistakes(compose, text_data, overrides, message):
 
 
 def test_another_padding(pretrained):
-    with pytest.raises(ValueError, match="pad_token_id must be that of .*, 0; the tokenizer has 3"):
+    with pytest.raises(ValueError, match=r"pad_token_id must be that of .*, 0; the tokenizer has 3"):
         load_pretrained(str(pretrained), "mlm", 100, pad_token_id=3)
 
 

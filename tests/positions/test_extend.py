@@ -227,7 +227,7 @@ def test_refusals(kit):
     from transformers import BertConfig, LlamaConfig, LlamaModel, XLNetConfig, XLNetModel
 
     bert = kit.make("bert")
-    with pytest.raises(ValueError, match="max_positions must be at least 24.*got 23"):
+    with pytest.raises(ValueError, match=r"max_positions must be at least 24.*got 23"):
         longspan.extend(bert, 23, "tile")
     with pytest.raises(ValueError, match=r"method 'yarn' .*BertForMaskedLM.*learned.*tile, interpolate"):
         longspan.extend(bert, 48, "yarn")

@@ -113,7 +113,7 @@ def test_the_same_length_is_the_same_table(method, options):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="max_positions must be at least 10, .* got 9"):
+    with pytest.raises(ValueError, match=r"max_positions must be at least 10, .* got 9"):
         extend_table(table(12), 2, 9, "tile")
     with pytest.raises(ValueError, match="'spline'"):
         extend_table(table(12), 2, 20, "spline")

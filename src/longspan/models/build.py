@@ -112,9 +112,12 @@ def build_model(
         # Training needs no cache, and some models would fill one at every step.
         model.config.use_cache = False
     if gradient_checkpointing:
-        # The newer name of the same method; the older one warns where both exist.
-        enable = (
-            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        )
-        enable({"use_reentrant": False})
+        enable_checkpointing(model)
     return model.train()
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Let a model recompute each layer in the backward pass instead of keeping its activations."""
+    # The newer name of the same method; the older one warns where both exist.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -16,7 +16,7 @@ CONFIG_KEY = "longspan_sparsity"
 
 _ATTRIBUTE = "sparse_self_attention"
 _DENSE_BLOCK = 64
-# By model_type: architectures whose attention layers do not know their number; they lie in order.
+# By model_type: architectures whose attention layers carry no number and count in the model's order.
 _WITHOUT_NUMBERS = ("albert", "distilbert")
 
 
@@ -75,8 +75,8 @@ def _pattern_of(module: nn.Module) -> SparsityConfig:
     if len(set(patterns)) > 1:
         raise ValueError(
             f"the layers of {config.model_type} do not know their number, so none can find its own pattern "
-            "among several: call longspan.sparsify(model, longspan.models.sparsity_of(model.config)) after "
-            "loading"
+            "among several: after loading, call longspan.sparsify(model, "
+            "longspan.models.sparsity_of(model.config))"
         )
     return patterns[0]
 

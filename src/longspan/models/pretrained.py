@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from longspan.models.architectures import OBJECTIVES
+from longspan.models.build import enable_checkpointing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -30,13 +31,14 @@ def load_pretrained(
     """Load a pretrained language model with the head of an objective; its attention is the stock one.
 
     Args:
-        name_or_path: a folder that ``save_pretrained`` wrote, or a name on the hub; one that was loaded before
-            needs no network.
-        objective: ``"mlm"`` (AutoModelForMaskedLM) or ``"clm"`` (AutoModelForCausalLM; encoders such as BERT become
-            decoders).
-        vocab_size: token ids of the tokenizer that will be used: the model's own. The embedding may have up to 511
-            rows more, which stand for no token.
-        num_heads: heads that the patterns were made for, to be compared with the model's; None for no comparison.
+        name_or_path: a folder that ``save_pretrained`` wrote, or a name on the hub; one that was loaded
+            before needs no network.
+        objective: ``"mlm"`` (AutoModelForMaskedLM) or ``"clm"`` (AutoModelForCausalLM; encoders such as BERT
+            become decoders).
+        vocab_size: token ids of the tokenizer that will be used: the model's own. The embedding may have up
+            to 511 rows more, which stand for no token.
+        num_heads: heads that the patterns were made for, to be compared with the model's; None for no
+            comparison.
         revision: branch, tag or commit on the hub.
         dtype: of the parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
@@ -45,11 +47,12 @@ def load_pretrained(
         eos_token_id: not compared.
 
     Returns:
-        The model, in training mode. Weights that the checkpoint lacks (a head, say) are fresh, with a warning.
+        The model, in training mode. Weights that the checkpoint lacks (a head, say) are fresh, with a
+        warning.
 
     Raises:
-        ValueError: an unknown objective or dtype, nothing to load under that name, an architecture without the
-            objective's head, other heads, or the vocabulary or padding of another tokenizer.
+        ValueError: an unknown objective or dtype, nothing to load under that name, an architecture without
+            the objective's head, other heads, or the vocabulary or padding of another tokenizer.
 
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -74,12 +77,12 @@ def load_pretrained(
     model, report = loaded
     if fresh := sorted(report["missing_keys"]):
         warnings.warn(
-            f"{name_or_path} has no weights for {', '.join(fresh)} of {type(model).__name__}: they are fresh, and "
-            "worth nothing before they are trained",
+            f"{name_or_path} has no weights for {', '.join(fresh)} of {type(model).__name__}: they are "
+            "fresh, and worth nothing before they are trained",
             stacklevel=2,
         )
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     return model.train()
 
 
@@ -96,8 +99,8 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
         return AutoConfig.from_pretrained(name_or_path, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"name_or_path={name_or_path!r} is no folder with a model's config.json, and no model of that name is "
-            f"in Hugging Face's cache or could be fetched: {_first_line(error)}"
+            f"name_or_path={name_or_path!r} is no folder with a model's config.json, and no model of that "
+            f"name is in Hugging Face's cache or could be fetched: {_first_line(error)}"
         ) from error
 
 
@@ -116,7 +119,8 @@ def _check(config: Any, name: str, vocab_size: int, num_heads: int | None, pad_t
     remedy = f"Use its own: tokenizer=huggingface tokenizer.name_or_path={name}"
     if not 0 <= config.vocab_size - vocab_size <= _MOST_UNUSED_ROWS:
         raise ValueError(
-            f"vocab_size must be that of {name}, {config.vocab_size}; the tokenizer has {vocab_size}. {remedy}"
+            f"vocab_size must be that of {name}, {config.vocab_size}; the tokenizer has {vocab_size}. "
+            f"{remedy}"
         )
     own = config.pad_token_id
     if pad_token_id is not None and own is not None and pad_token_id != own:

@@ -1,4 +1,4 @@
-"""Where each known architecture keeps its learned positions, and what must follow when their number changes."""
+"""Where each known architecture keeps its learned positions, and what follows when their number changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LearnedPositions:
         return self.table.num_embeddings - self.reserved
 
     def replace(self, weight: nn.Parameter) -> None:
-        """Put a table ``[reserved + positions, width]`` in the place of the present one, and let all follow it.
+        """Put another table ``[reserved + positions, width]`` in its place, and let all else follow.
 
         The embedding module stays the same object, with its padding index and its hooks.
         """
@@ -63,13 +63,14 @@ class LearnedPositions:
         # Fields of old checkpoints and of OPT's decoder, which say the same once more.
         if hasattr(config, "n_ctx"):
             config.n_ctx = config.max_position_embeddings
-        if hasattr(self.owner, "max_target_positions"):
-            self.owner.max_target_positions = config.max_position_embeddings
+        owner: Any = self.owner
+        if hasattr(owner, "max_target_positions"):
+            owner.max_target_positions = config.max_position_embeddings
         for name in _BUFFERS:
-            buffer = getattr(self.owner, name, None)
+            buffer = getattr(owner, name, None)
             if buffer is not None:
                 # In place of `register_buffer`, which would forget that the buffer is not saved.
-                self.owner._buffers[name] = _longer(name, buffer, rows)
+                owner._buffers[name] = _longer(name, buffer, rows)
 
 
 def _longer(name: str, buffer: Any, rows: int) -> Any:
@@ -82,8 +83,8 @@ def _longer(name: str, buffer: Any, rows: int) -> Any:
 def learned_positions(model: PreTrainedModel) -> LearnedPositions | None:
     """Find the learned positions of a model; None for one that has none or is not known.
 
-    RoBERTa and XLM-R keep the rows up to ``padding_idx`` for padding and count from the next one (Liu et al. 2019,
-    arXiv:1907.11692); OPT skips two rows (Zhang et al. 2022, arXiv:2205.01068).
+    RoBERTa and XLM-R keep the rows up to ``padding_idx`` for padding and count from the next one (Liu et al.
+    2019, arXiv:1907.11692); OPT skips two rows (Zhang et al. 2022, arXiv:2205.01068).
     """
     path = TABLES.get(model.config.model_type)
     if path is None:
@@ -97,5 +98,5 @@ def learned_positions(model: PreTrainedModel) -> LearnedPositions | None:
 
 
 def has_rotary_positions(model: PreTrainedModel) -> bool:
-    """Say whether a model turns its queries and keys by their positions (Su et al. 2021, arXiv:2104.09864)."""
+    """Say whether queries and keys are turned by their positions (Su et al. 2021, arXiv:2104.09864)."""
     return getattr(model.config, "rope_parameters", None) is not None

@@ -42,28 +42,28 @@ def extend(
 ) -> Model:
     """Let a pretrained model take longer sequences, and make it sparse if asked to.
 
-    The model is changed in place: its table of positions (float ``[reserved + positions, width]``, dtype, device
-    and ``requires_grad`` kept) or its rotary frequencies, the buffers beside them and its configuration, so that
-    ``save_pretrained`` and a plain ``from_pretrained`` give the same model; ``config.longspan_positions`` notes what
-    was done. A learned table becomes a new
-    parameter: make the optimizer afterwards. Nothing is trained here.
+    The model is changed in place: its table of positions (float ``[reserved + positions, width]``, dtype,
+    device and ``requires_grad`` kept) or its rotary frequencies, the buffers beside them and its
+    configuration, so that ``save_pretrained`` and a plain ``from_pretrained`` give the same model;
+    ``config.longspan_positions`` notes what was done. A learned table becomes a new parameter: make the
+    optimizer afterwards. Nothing is trained here.
 
     Learned positions (BERT, RoBERTa, XLM-R, GPT-2, OPT, DistilBERT, ELECTRA, ALBERT) know the methods
 
-    - ``"tile"``: the trained positions repeated (Beltagy et al. 2020, arXiv:2004.05150). Warns where the attention
-      lets a token see two positions that are alike; see `longspan.positions.collisions`.
+    - ``"tile"``: the trained positions repeated (Beltagy et al. 2020, arXiv:2004.05150). Warns where the
+      attention lets a token meet another of its position; see `longspan.positions.collisions`.
     - ``"interpolate"``: spread over the new length; option ``mode``, ``"linear"`` (default) or ``"cubic"``.
     - ``"truncate-and-normal"``: new rows drawn with the trained rows' mean and spread; option ``seed`` (0).
     - ``"zero"``: new rows of zeros.
 
-    All but ``"interpolate"`` leave what dense attention computes for sequences of the old length as it was. Rotary
-    positions (ModernBERT, Llama and their like) know ``"linear"``, ``"ntk"``, ``"dynamic"``, ``"yarn"`` and
-    ``"longrope"``; see `longspan.positions.rotary`.
+    All but ``"interpolate"`` leave what dense attention computes for sequences of the old length as it was.
+    Rotary positions (ModernBERT, Llama and their like) know ``"linear"``, ``"ntk"``, ``"dynamic"``,
+    ``"yarn"`` and ``"longrope"``; see `longspan.positions.rotary`.
 
     Args:
         model: a Hugging Face model, bare or with a head, in train or eval mode: it stays so.
-        max_positions: the longest sequence in tokens; a table gets its reserved rows besides. The present number is
-            allowed and changes no position.
+        max_positions: the longest sequence in tokens; a table gets its reserved rows besides. The present
+            number is allowed and changes no position.
         method: one of the above.
         sparsity: a pattern for all layers, or one a layer, as `longspan.sparsify` takes it; None leaves the
             attention as it is.
@@ -75,8 +75,9 @@ def extend(
         The same model.
 
     Raises:
-        ValueError: an architecture whose positions are not known, a method for another kind of positions, an option
-            that the method does not take, fewer positions than the model has, or a pattern that does not fit.
+        ValueError: an architecture whose positions are not known, a method for another kind of positions, an
+            option that the method does not take, fewer positions than the model has, or a pattern that does
+            not fit.
 
     """
     learned = learned_positions(model)
@@ -124,13 +125,13 @@ def _check(model: PreTrainedModel, learned: LearnedPositions | None, max_positio
     kind, allowed = ("learned", LEARNED_METHODS) if learned is not None else ("rotary", ROTARY_METHODS)
     if learned is None and not has_rotary_positions(model):
         raise ValueError(
-            f"the positions of {type(model).__name__} (model_type {model.config.model_type!r}) are not known; "
-            f"known are the learned ones of {', '.join(TABLES)}, and rotary ones"
+            f"the positions of {type(model).__name__} (model_type {model.config.model_type!r}) are not "
+            f"known; known are the learned ones of {', '.join(TABLES)}, and rotary ones"
         )
     if method not in allowed:
         raise ValueError(
-            f"method {method!r} does not extend {type(model).__name__}, which has {kind} positions; for those: "
-            f"{', '.join(allowed)}"
+            f"method {method!r} does not extend {type(model).__name__}, which has {kind} positions; for "
+            f"those: {', '.join(allowed)}"
         )
     if isinstance(max_positions, bool) or not isinstance(max_positions, int) or max_positions < 1:
         raise ValueError(f"max_positions must be a positive whole number of tokens, got {max_positions!r}")

@@ -1,8 +1,8 @@
 """New tables of learned positions from trained ones: pure functions of tensors.
 
-Each takes the trained rows ``[positions, width]`` in any floating dtype and gives ``[length, width]`` in the same
-dtype, on the same device. Reserved rows (for padding, or skipped) are no positions: `extend_table` keeps them
-apart.
+Each takes the trained rows ``[positions, width]`` in any floating dtype and gives ``[length, width]`` in the
+same dtype, on the same device. Reserved rows (for padding, or skipped) are no positions: `extend_table` keeps
+them apart.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 def tile(trained: Tensor, length: int) -> Tensor:
     """Repeat the trained positions, the last copy cut (Beltagy et al. 2020, *Longformer*, arXiv:2004.05150).
 
-    Position ``p`` gets the row of ``p % positions``, so a token and one ``positions`` further on look alike: right
-    for attention in which the two never meet.
+    Position ``p`` gets the row of ``p % positions``, so a token and one ``positions`` further on look alike:
+    right for attention in which the two never meet.
 
     Args:
         trained: ``[positions, width]``.
@@ -32,8 +32,9 @@ def interpolate(trained: Tensor, length: int, *, mode: str = "linear") -> Tensor
     """Spread the trained positions over the new length, and read between them.
 
     The first and the last row stay the first and the last; all others move, so the model sees tokens closer
-    together than it was trained on (Dosovitskiy et al. 2021, *ViT*, arXiv:2010.11929, for learned positions; Chen
-    et al. 2023, *Position Interpolation*, arXiv:2306.15595, for rotary ones). Computed in float32 at least.
+    together than it was trained on (Dosovitskiy et al. 2021, *ViT*, arXiv:2010.11929, for learned positions;
+    Chen et al. 2023, *Position Interpolation*, arXiv:2306.15595, for rotary ones). Computed in float32 at
+    least.
 
     Args:
         trained: ``[positions, width]``.
@@ -57,8 +58,8 @@ def interpolate(trained: Tensor, length: int, *, mode: str = "linear") -> Tensor
 def truncate_and_normal(trained: Tensor, length: int, *, seed: int = 0) -> Tensor:
     """Keep the trained positions and draw the rows after them from a normal distribution.
 
-    Each dimension has the mean and the standard deviation that the trained rows have in it. Drawn in float32 on
-    the CPU, so the same seed gives the same rows on every device.
+    Each dimension has the mean and the standard deviation that the trained rows have in it. Drawn in float32
+    on the CPU, so the same seed gives the same rows on every device.
 
     Args:
         trained: ``[positions, width]``.
@@ -112,7 +113,8 @@ def extend_table(table: Tensor, reserved: int, length: int, method: str, **optio
         ``[reserved + length, width]`` in the dtype and on the device of the table.
 
     Raises:
-        ValueError: fewer positions than there are, an unknown method, or an option that the method does not take.
+        ValueError: fewer positions than there are, an unknown method, or an option that the method does not
+            take.
 
     """
     if method not in METHODS:

@@ -65,8 +65,8 @@ class RunFacts:
         precision: of the arithmetic.
         backend: the name of what computes the attention.
         overrides: what was asked for besides the defaults.
-        extension: how the model's positions were extended: `method`, `from`, `to` and the method's options; None
-            where they were not.
+        extension: how the model's positions were extended: `method`, `from`, `to` and the method's options;
+            None where they were not.
 
     """
 

@@ -173,10 +173,10 @@ def _pattern_line(pattern: PatternFacts) -> str:
 
 
 def _extension_line(extension: Mapping[str, Any]) -> str:
-    options = [
-        f", {name} {value}" for name, value in extension.items() if name not in ("method", "from", "to")
-    ]
-    return f"extended from {extension['from']:,} to {extension['to']:,} by {extension['method']}{''.join(options)}"
+    first, last, method = (extension[name] for name in ("from", "to", "method"))
+    options = {name: value for name, value in extension.items() if name not in ("method", "from", "to")}
+    given = "".join(f", {name} {value}" for name, value in options.items())
+    return f"extended from {first:,} to {last:,} by {method}{given}"
 
 
 def _corpus_lines(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -154,8 +154,9 @@ def check_length(model: Any, seq_len: int) -> None:
     limit = learned_limit(model)
     if limit is not None and seq_len > limit:
         raise ConfigError(
-            f"data.seq_len={seq_len} is more than the {limit} positions of {type(model).__name__}; extend them with "
-            f"position=tile (or interpolate, truncate_and_normal, zero) position.max_positions={seq_len}"
+            f"data.seq_len={seq_len} is more than the {limit} positions of {type(model).__name__}; extend "
+            f"them with position=tile (or interpolate, truncate_and_normal, zero) "
+            f"position.max_positions={seq_len}"
         )
 
 
