@@ -1,5 +1,10 @@
-"""What the README shows: its commands run (training as the smoke preset), its code runs, its links lead."""
+"""What the README shows: its commands run (training as the smoke preset), its code runs, its links lead.
 
+The guides in docs/ are run as a reader would, from the first line to the last, in one folder.
+"""
+
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +19,16 @@ PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     line.split("  #")[0].strip() for line in re.findall(r"^    (python train\.py.*)$", README, flags=re.M)
 ]
-LINKS = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def links_of(file: Path) -> list[tuple[str, Path]]:
+    """The relative links of a page: as written, and where they lead."""
+    found = re.findall(r"\]\((?!https?://)([^)#]+)\)", file.read_text())
+    return [(f"{file.name}: {link}", file.parent / link) for link in found]
+
+
+LINKS = [link for file in (ROOT / "README.md", *GUIDES) for link in links_of(file)]
 MAKE_TARGETS = re.findall(r"^    make (\w+)", README, flags=re.M)
 
 
@@ -67,9 +81,67 @@ def test_code(code):
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_link(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(("link", "target"), LINKS)
+def test_link(link, target):
+    assert target.exists(), link
+
+
+# A fenced block with its language, or indented lines: commands.
+GUIDE_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$|((?:^ {4}[^\n]*\n)+)", flags=re.DOTALL | re.MULTILINE)
+# A run is cut short; what the guide says of it stays as it stands.
+SHORT = (
+    " trainer=cpu logger=none trainer.max_steps=2 trainer.val_check_interval=2"
+    " data.validation_sequences=1 data.batch_size=1"
+)
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """The folder in which a reader of a guide works: with a small BERT of twelve heads in `bert`."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    from longspan.data import ByteTokenizer
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12, "intermediate_size": 32}
+    config = BertConfig(vocab_size=260, pad_token_id=256, max_position_embeddings=512, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    ByteTokenizer().to_hugging_face().save_pretrained(tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:method 'tile' repeats")
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda file: file.stem)
+def test_every_line_of_a_guide(guide, reader):
+    text = guide.read_text()
+    blocks = [match.groups() for match in GUIDE_BLOCK.finditer(text)]
+    assert {language for language, _, _ in blocks} == {"json", "python", None}
+    names = re.findall(r"`(\w+\.json)`:\n\n```json", text)
+    variables: dict = {}
+    for language, code, commands in blocks:
+        if language == "json":
+            json.loads(code)
+            (reader / names.pop(0)).write_text(code)
+        elif language == "python":
+            exec(compile(code, guide.name, "exec"), variables)
+        else:
+            shell_run(commands)
+    assert not names
+    assert list(reader.glob("runs/*/result.json"))
+    assert variables["logits"].shape[-1] == 260
+    assert variables["output"].shape[:2] == variables["batch"].input_ids.shape
+
+
+def shell_run(commands: str) -> None:
+    """Run commands as they stand, by this Python, with this repository's train.py, a training cut short."""
+    lines = commands.replace("\\\n", " ").splitlines()
+    for line in (line.strip() for line in lines):
+        assert line.startswith("python "), line
+        command = line.replace("python train.py", f"python {shlex.quote(str(ROOT / 'train.py'))}")
+        command += SHORT if "train.py" in line else ""
+        script = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n{command}'
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("target", MAKE_TARGETS)

@@ -4,8 +4,10 @@ Importing this package makes the attention implementation ``longspan`` known to 
 nothing else there.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
-from longspan.models import sparsify
+from longspan.models import SparseAttentionUtils, sparsify
 from longspan.positions import extend
 from longspan.sparsity import (
     BigBirdSparsityConfig,
@@ -20,6 +22,9 @@ from longspan.sparsity import (
 from longspan.version import __version__
 from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
 
+if TYPE_CHECKING:
+    from longspan.training.export import export
+
 __all__ = [
     "Alibi",
     "BSLongformerSparsityConfig",
@@ -29,13 +34,24 @@ __all__ = [
     "DenseSparsityConfig",
     "FixedSparsityConfig",
     "LocalSlidingWindowSparsityConfig",
+    "SparseAttentionUtils",
     "SparseSelfAttention",
     "SparsityConfig",
     "T5Buckets",
     "VariableSparsityConfig",
     "__version__",
     "block_sparse_attention",
+    "export",
     "extend",
     "from_deepspeed",
     "sparsify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # `python -m longspan.training.export` must not find the module imported already.
+    if name == "export":
+        from longspan.training.export import export
+
+        return export
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

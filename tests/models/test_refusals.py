@@ -110,7 +110,10 @@ def test_output_attentions(kit, ids):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(2, 1, 45, 44, dtype=torch.bool), r"\[2 or 1, 4 or 1, 45, 45\], got \[2, 1, 45, 44\]"),
+        (
+            torch.ones(2, 1, 45, 44, dtype=torch.bool),
+            r"\[2 or 1, 4 or 1, 45 or 1, 45\], got \[2, 1, 45, 44\]",
+        ),
         (torch.ones(2, 1, 45, 45, dtype=torch.int64), "bool or floating point, got torch.int64"),
     ],
 )

@@ -1,10 +1,14 @@
 """Tokenizers: text -> token ids, with the number of bytes that each token stands for."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Encoding(NamedTuple):
@@ -50,6 +54,17 @@ class Tokenizer(ABC):
         """Token ids of one document, unsigned integers `[tokens]`, without special tokens."""
         return self.encode_with_bytes(text).ids
 
+    def to_hugging_face(self) -> "PreTrainedTokenizerBase":
+        """Return a tokenizer of transformers with the same ids.
+
+        Raises:
+            ValueError: there is none.
+
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no Hugging Face form: it does not define to_hugging_face"
+        )
+
     @property
     def is_special(self) -> np.ndarray:
         """Boolean `[vocab_size]`: True for special ids."""
@@ -82,6 +97,31 @@ class ByteTokenizer(Tokenizer):
         """Text of the bytes; bytes that are not UTF-8 become U+FFFD, special ids nothing."""
         array = np.asarray(list(ids), dtype=np.int64)
         return array[array < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def to_hugging_face(self) -> "PreTrainedTokenizerBase":
+        """Return a fast tokenizer with the same ids for every text.
+
+        As here, every text is bytes: a special token's name in it is the bytes of that name, until
+        ``split_special_tokens`` is False, and none is added.
+        """
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+        backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        # In the order of their ids, which follow the bytes'.
+        names = {"pad_token": "<pad>", "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
+        backend.add_special_tokens(list(names.values()))
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            clean_up_tokenization_spaces=False,
+            split_special_tokens=True,
+            model_input_names=["input_ids", "attention_mask"],
+            **names,
+        )
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -138,6 +178,17 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the tokens, special tokens left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def to_hugging_face(self) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer itself, a copy."""
+        return copy.deepcopy(self.backend)
+
+
+def _byte_characters() -> list[str]:
+    """Return the printable character that stands for each byte in the `tokenizers` library."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _byte_lengths(text: str, ends: np.ndarray) -> np.ndarray:

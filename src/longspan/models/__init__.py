@@ -6,7 +6,15 @@ from longspan.models.position_offset import position_offset
 from longspan.models.pretrained import load_pretrained
 from longspan.models.registration import register_on_import
 from longspan.models.sparsify import sparsify
+from longspan.models.utils import SparseAttentionUtils
 
 register_on_import()
 
-__all__ = ["build_model", "load_pretrained", "position_offset", "sparsify", "sparsity_of"]
+__all__ = [
+    "SparseAttentionUtils",
+    "build_model",
+    "load_pretrained",
+    "position_offset",
+    "sparsify",
+    "sparsity_of",
+]

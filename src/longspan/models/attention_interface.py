@@ -52,8 +52,8 @@ def longspan_attention(
         key: ``[B, K, M, D]``, ``H`` a multiple of ``K``.
         value: ``[B, K, M, D]``.
         attention_mask: None; bool ``[B, M]``, True where a key may be attended; integers ``[B, M]``, document
-            numbers; or a mask of the user's own ``[B or 1, H or 1, L, M]``: bool, True where attended, or
-            floating point, added to the scaled scores.
+            numbers; or a mask of the user's own ``[B or 1, H or 1, L or 1, M]``: bool, True where attended,
+            or floating point, added to the scaled scores.
         scaling: factor of the scores, ``D ** -0.5`` if None.
         dropout: probability with which attention weights are dropped.
         is_causal: overrides what the layer says of itself.
@@ -123,12 +123,12 @@ def _masks(attention_mask: Tensor | None, query: Tensor, key: Tensor) -> dict[st
     if attention_mask.ndim == 2:
         return {"key_padding_mask" if attention_mask.dtype == torch.bool else "document_ids": attention_mask}
     q_len, k_len = query.shape[2], key.shape[2]
-    allowed = ((1, query.shape[0]), (1, query.shape[1]), (q_len,), (k_len,))
+    allowed = ((1, query.shape[0]), (1, query.shape[1]), (1, q_len), (k_len,))
     sizes = tuple(attention_mask.shape)
     if len(sizes) != 4 or not all(size in sides for size, sides in zip(sizes, allowed, strict=True)):
         raise ValueError(
             f"a 4-dimensional attention_mask must be [{query.shape[0]} or 1, {query.shape[1]} or 1, "
-            f"{q_len}, {k_len}], got {list(sizes)}"
+            f"{q_len} or 1, {k_len}], got {list(sizes)}"
         )
     if attention_mask.dtype == torch.bool:
         return {"attn_mask": attention_mask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
         config: the configuration of a model that `sparsify` has changed, or that was loaded from one.
 
     Returns:
-        One pattern a layer.
+        One pattern a layer; for ALBERT, whose layers share their weights, one a set of weights.
 
     Raises:
         ValueError: the configuration names no pattern, one of another number of layers, or an unknown one.
@@ -38,7 +39,7 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
             f"the {type(config).__name__} of this model has no sparsity ({CONFIG_KEY}), so attention "
             "implementation 'longspan' does not know what to keep: call longspan.sparsify(model, pattern)"
         )
-    layers = _layers_with_weights(config)
+    layers = layers_with_weights(config)
     entries = [entry] * layers if isinstance(entry, dict) else list(entry)
     if len(entries) != layers:
         raise ValueError(f"{CONFIG_KEY} lists {len(entries)} patterns for {layers} layers")
@@ -80,7 +81,7 @@ def _pattern_of(module: nn.Module) -> SparsityConfig:
     return patterns[0]
 
 
-def _layers_with_weights(config: Any) -> int:
+def layers_with_weights(config: Any) -> int:
     """Count the attention layers that have weights of their own: ALBERT runs each of them several times."""
     if config.model_type == "albert":
         return config.num_hidden_groups * config.inner_group_num
@@ -89,7 +90,9 @@ def _layers_with_weights(config: Any) -> int:
 
 def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") -> SparseSelfAttention:
     """Give an attention layer the SparseSelfAttention of a pattern: a submodule without parameters."""
-    attention = SparseSelfAttention(pattern, backend=backend).train(module.training)
+    # A BertSparseSelfAttention has one already, and leaves the dropout to it.
+    dropout_p = getattr(getattr(module, _ATTRIBUTE, None), "dropout_p", 0.0)
+    attention = SparseSelfAttention(pattern, dropout_p=dropout_p, backend=backend).train(module.training)
     setattr(module, _ATTRIBUTE, attention)
     return attention
 
@@ -157,3 +160,15 @@ def per_layer(
     if len(sparsity) != layers:
         raise ValueError(f"sparsity must be one pattern or {layers}, one per layer; got {len(sparsity)}")
     return sparsity
+
+
+def noted(
+    sparsity: SparsityConfig | Sequence[SparsityConfig | None], patterns: Sequence[SparsityConfig | None]
+) -> Any:
+    """Write the patterns as what JSON can hold, in the form in which they will be read back."""
+    entry = (
+        sparsity.to_dict()
+        if isinstance(sparsity, SparsityConfig)
+        else [None if pattern is None else pattern.to_dict() for pattern in patterns]
+    )
+    return json.loads(json.dumps(entry))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from longspan.models.layers import (
     CONFIG_KEY,
     attach,
+    noted,
     pattern_or_dense,
     per_layer,
     self_attention_layers,
@@ -37,7 +37,8 @@ def sparsify(
 
     Args:
         model: a Hugging Face model whose attention goes through transformers' attention interface.
-        sparsity: one pattern for all layers, or one a layer, where None leaves a layer dense.
+        sparsity: one pattern for all layers, or one a layer, where None leaves a layer dense. ALBERT, whose
+            layers share their weights, has as many layers here as sets of weights.
         backend: what computes the attention, see `longspan.block_sparse_attention`. It is not kept with the
             model: one that is loaded has "auto".
 
@@ -68,7 +69,7 @@ def sparsify(
         )
     for layer, pattern in zip(layers, patterns, strict=True):
         attach(layer, pattern_or_dense(pattern, config), backend)
-    setattr(config, CONFIG_KEY, _noted(sparsity, patterns))
+    setattr(config, CONFIG_KEY, noted(sparsity, patterns))
     return model
 
 
@@ -80,15 +81,3 @@ def _refuse_relative_bias(model: Any, layers: Sequence[Any]) -> None:
             "dense attention, which sparsify does not serve; for a model of your own block_sparse_attention "
             "and SparseSelfAttention take relative_bias=T5Buckets(table), which makes nothing of that size"
         )
-
-
-def _noted(
-    sparsity: SparsityConfig | Sequence[SparsityConfig | None], patterns: Sequence[SparsityConfig | None]
-) -> Any:
-    """Write the patterns as what JSON can hold, in the form in which they will be read back."""
-    noted = (
-        sparsity.to_dict()
-        if isinstance(sparsity, SparsityConfig)
-        else [None if pattern is None else pattern.to_dict() for pattern in patterns]
-    )
-    return json.loads(json.dumps(noted))

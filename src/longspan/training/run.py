@@ -17,6 +17,7 @@ from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
 from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
+from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
 from longspan.training.checkpoints import resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
@@ -53,7 +54,7 @@ def train(
     checkpoint = find_checkpoint(config, settings, output_dir, runs_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, module, pattern = build(config)
-    callbacks = [KeepSettings(settings), *instantiate(config.callbacks).values()]
+    callbacks = [KeepSettings(settings), KeepArchitecture(), *instantiate(config.callbacks).values()]
     loggers = list(instantiate(config.logger).values())
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, loggers=loggers)
     account = data.corpus_info.to_dict()
