@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import time
 import warnings
 from datetime import date
@@ -117,6 +118,16 @@ class Experiment:
         return found
 
 
+def processor() -> str:
+    """Name the processor."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def main() -> None:
     """Measure what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description="Extend a pretrained model and measure it.")
@@ -148,7 +159,7 @@ def main() -> None:
                 "cell": cell, **experiment.measure(cell), "seconds": time.perf_counter() - begun,
                 "date": date.today().isoformat(), "torch": torch.__version__,
                 "longspan": longspan.__version__,
-                "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+                "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
                 "threads": torch.get_num_threads(),
             }  # fmt: skip
             with path.open("a") as file:

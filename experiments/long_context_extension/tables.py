@@ -33,7 +33,7 @@ def tables(records: list[dict[str, Any]], scale: Scale) -> str:
     short = _of(records, kind="short")
     lines = [
         f"{last['date']}, {last['device']}, torch {last['torch']}, longspan {last['longspan']}"
-        + (f", {last['threads']} threads." if last["device"] != "cuda" else "."),
+        + f", {last['threads']} threads.",
         "",
     ]
     if short is not None:
