@@ -24,6 +24,10 @@ class Arguments:
             (True: attended) or floating point (added, no gradient).
         bias: None, or floating point of such a shape, added; it has a gradient.
         document_ids: None, or integers ``[batch, k_len]``; the queries take the last ``q_len``.
+        relative_table: None, or floating point ``[buckets, heads]``, added by distance; it has a gradient.
+        relative_buckets: None, or int32 ``[2 span + 1]``: the bucket of each distance, key position minus
+            query position, from -span to span; what is farther has that of the end.
+        slopes: None, or floating point ``[heads]``: times the distance, subtracted.
         dropout_p: probability of dropping an attention weight.
         dropout_seed: int64 of no dimension, None without dropout.
 
@@ -39,6 +43,9 @@ class Arguments:
     document_ids: Tensor | None = None
     dropout_p: float = 0.0
     dropout_seed: Tensor | None = None
+    relative_table: Tensor | None = None
+    relative_buckets: Tensor | None = None
+    slopes: Tensor | None = None
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

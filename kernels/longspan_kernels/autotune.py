@@ -84,14 +84,14 @@ class Problem:
         q, k, v, arguments = self.q, self.k, self.v, self.arguments
         if kernel == "forward":
             return triton_backend.forward(q, k, v, arguments, sizes=sizes)
-        dq, dk, dv, _ = triton_backend.backward(
+        dq, dk, dv, *_ = triton_backend.backward(
             q, k, v, self.out, self.lse, self.grad, None, arguments, False, sizes=sizes
         )
         return (dq,) if kernel == "queries" else (dk, dv)
 
     def expected(self) -> dict[str, tuple[Tensor, ...]]:
         """Results of the reference backend, by kernel."""
-        dq, dk, dv, _ = reference.backward(
+        dq, dk, dv, *_ = reference.backward(
             self.q, self.k, self.v, self.out, self.lse, self.grad, None, self.arguments, False
         )
         return {"forward": (self.out, self.lse), "queries": (dq,), "keys": (dk, dv)}

@@ -24,7 +24,7 @@ class Backend:
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, Arguments], tuple[Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]
 
 
 def _triton_forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def _triton_forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tu
     return triton_backend.forward(q, k, v, arguments)
 
 
-def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     from longspan_kernels import triton_backend
 
     return triton_backend.backward(*arguments)

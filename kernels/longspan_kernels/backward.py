@@ -6,7 +6,7 @@ then added up in their order, so gradients are the same bits in every run; nothi
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportAssignmentType=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false
 # Constexpr parameters are no types that a checker can follow.
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from longspan_kernels.tiles import (
     kept_by_keys_outside,
     keys_and_values,
     load_rows,
+    place_of,
     seeded,
     starts,
     strike,
@@ -32,16 +33,16 @@ from longspan_kernels.tiles import (
 
 @triton.jit
 def _walk_queries(
-    q, grad, lse, delta, dq, sums, start, stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale,
-    masks, dropout, shape, ROW_SUMS: tl.constexpr, CUT: tl.constexpr,
+    q, grad, lse, delta, dq, sums, of_buckets, start, stop, columns, bits, k, v, k_desc, v_desc, item, m,
+    extent, scale, masks, dropout, shape, ROW_SUMS: tl.constexpr, BUCKETS: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """Add to dq what the keys of the steps give; with ROW_SUMS also the scores' gradients to sums [BM]."""
+    """Add to dq what the keys of the steps give.
+
+    With ROW_SUMS the scores' gradients are added to sums [BM], with BUCKETS to those of their buckets.
+    """
     slots: tl.constexpr = shape.BN // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
-    masked: tl.constexpr = (
-        CUT or masks.keys is not None or masks.pairs is not None or masks.bias is not None
-        or masks.documents is not None
-    )  # fmt: skip
+    masked: tl.constexpr = CUT or masks.ANY
     own_sub = tl.arange(0, shape.BM) // shape.SUB
     slot = tl.arange(0, shape.BN) // shape.SUB
     at = starts(columns, start, shape.BN, shape.SUB, 1)
@@ -70,16 +71,26 @@ def _walk_queries(
         ds = p * (dp - delta[:, None])
         if ROW_SUMS:
             sums += tl.sum(ds, 1)
+        if BUCKETS:
+            place = place_of(m[:, None], n[None, :], extent, masks.distances.span)
+            its_bucket = tl.load(masks.distances.buckets + place)
+            numbers = tl.arange(0, masks.distances.PADDED)
+            # Far from the diagonal a tile is of one bucket.
+            lowest = tl.min(tl.min(its_bucket, 1), 0)
+            highest = tl.max(tl.max(its_bucket, 1), 0)
+            for bucket in range(lowest, highest + 1):
+                share = tl.sum(tl.sum(tl.where(its_bucket == bucket, ds, 0.0), 1), 0)
+                of_buckets += tl.where(numbers == bucket, share, 0.0)
         dq = tl.dot(ds.to(k_tile.dtype), k_tile, dq, input_precision=shape.PRECISION)
         at = at_next
-    return dq, sums
+    return dq, sums, of_buckets
 
 
 @triton.jit(do_not_specialize=["count", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"])
 def differentiate_queries(
-    q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq_ptr, partial_ptr, row_sums_ptr, k_desc,
-    v_desc, columns, bits, items, count, partials, H, group, q_len, k_len, lead, scale, softmax_scale, left,
-    right, masks, dropout, shape,
+    q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq_ptr, partial_ptr, row_sums_ptr,
+    bucket_sums_ptr, k_desc, v_desc, columns, bits, items, count, partials, H, group, q_len, k_len, lead,
+    scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Compute dq of one item, head and batch entry: contiguous [B, H, q_len, D]; segments write partial sums.
 
@@ -88,7 +99,8 @@ def differentiate_queries(
     makes its probabilities 0. Segments of a tile all write the same.
 
     With row_sums the scores' gradients are summed over the keys into float32 [B, H, q_len] (no tile may be
-    split then), for a bias that is one number a query.
+    split then), for a bias that is one number a query. With bucket_sums each program sums them by the
+    bucket of their distance into float32 [programs, PADDED], for a table of biases.
     """
     item = item_of(items, count, H, group, shape.SHARED)
     extent = Extent(q_len, k_len, lead, left, right)
@@ -111,11 +123,13 @@ def differentiate_queries(
     row_sums: tl.constexpr = row_sums_ptr is not None
     dq = tl.zeros([shape.BM, shape.DP], dtype=tl.float32)
     sums = tl.zeros([shape.BM], dtype=tl.float32)
+    buckets: tl.constexpr = bucket_sums_ptr is not None
+    of_buckets = tl.zeros([masks.distances.PADDED if buckets else 1], dtype=tl.float32)
     for cut in tl.static_range(2):
-        dq, sums = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, item.start if cut == 0 else item.cut,
+        dq, sums, of_buckets = _walk_queries(
+            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.start if cut == 0 else item.cut,
             item.cut if cut == 0 else item.stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale,
-            masks, dropout, shape, row_sums, cut == 1,
+            masks, dropout, shape, row_sums, buckets, cut == 1,
         )  # fmt: skip
     dq = dq * softmax_scale
     width = tl.arange(0, shape.DP)
@@ -128,6 +142,10 @@ def differentiate_queries(
         tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=valid[:, None] & (width < shape.D)[None, :])
     if row_sums:
         tl.store(row_sums_ptr + row, sums, mask=valid)
+    if buckets:
+        numbers = tl.arange(0, masks.distances.PADDED)
+        first = tl.program_id(0).to(tl.int64) * masks.distances.PADDED
+        tl.store(bucket_sums_ptr + first + numbers, of_buckets)
 
 
 @triton.jit
@@ -142,10 +160,7 @@ def _walk_keys(
     """
     slots: tl.constexpr = shape.BM // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
-    masked: tl.constexpr = (
-        CUT or masks.keys is not None or masks.pairs is not None or masks.bias is not None
-        or masks.documents is not None
-    )  # fmt: skip
+    masked: tl.constexpr = CUT or masks.ANY
     own_sub = tl.arange(0, shape.BN) // shape.SUB
     slot = tl.arange(0, shape.BM) // shape.SUB
     q_base = base_of(q, item.b, item.h)

@@ -39,10 +39,7 @@ def _walk(
     """Attend to the keys of the steps from start to stop."""
     slots: tl.constexpr = shape.BN // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
-    masked: tl.constexpr = (
-        CUT or masks.keys is not None or masks.pairs is not None or masks.bias is not None
-        or masks.documents is not None
-    )  # fmt: skip
+    masked: tl.constexpr = CUT or masks.ANY
     own_sub = tl.arange(0, shape.BM) // shape.SUB
     slot = tl.arange(0, shape.BN) // shape.SUB
     at = starts(columns, start, shape.BN, shape.SUB, 1)

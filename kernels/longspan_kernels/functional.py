@@ -14,6 +14,7 @@ from longspan_kernels.backends import resolve_backend
 from longspan_kernels.layout import BlockLayout
 from longspan_kernels.ops import attend
 from longspan_kernels.registry import LayoutHandle
+from longspan_kernels.relative import Alibi, RelativeBias, T5Buckets
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,6 +42,7 @@ def block_sparse_attention(
     attn_mask: Tensor | None = ...,
     bias: Tensor | None = ...,
     document_ids: Tensor | None = ...,
+    relative_bias: RelativeBias | None = ...,
     window: tuple[int | None, int | None] | None = ...,
     dropout_p: float = ...,
     dropout_seed: int | Tensor | None = ...,
@@ -60,6 +62,7 @@ def block_sparse_attention(
     attn_mask: Tensor | None = ...,
     bias: Tensor | None = ...,
     document_ids: Tensor | None = ...,
+    relative_bias: RelativeBias | None = ...,
     window: tuple[int | None, int | None] | None = ...,
     dropout_p: float = ...,
     dropout_seed: int | Tensor | None = ...,
@@ -78,6 +81,7 @@ def block_sparse_attention(
     attn_mask: Tensor | None = None,
     bias: Tensor | None = None,
     document_ids: Tensor | None = None,
+    relative_bias: RelativeBias | None = None,
     window: tuple[int | None, int | None] | None = None,
     dropout_p: float = 0.0,
     dropout_seed: int | Tensor | None = None,
@@ -109,6 +113,8 @@ def block_sparse_attention(
             kept blocks are read. Its gradient has its own shape.
         document_ids: integers ``[batch, k_len]``; a query attends keys of its own number only. With
             ``q_len < k_len`` the queries take the last ``q_len`` numbers.
+        relative_bias: added to the scaled scores by the distance of query and key alone, without anything of
+            ``[q_len, k_len]``: `T5Buckets`, whose table has a gradient, or `Alibi`.
         window: ``(left, right)`` tokens, each None for no bound: key ``j`` is seen from position ``i`` if
             ``i - left <= j <= i + right``.
         dropout_p: probability of dropping an attention weight, ``0 <= p < 1``; those kept are scaled by
@@ -158,6 +164,7 @@ def block_sparse_attention(
         if not bias.is_floating_point():
             raise ValueError(f"bias must be floating point (added to the scaled scores), got {bias.dtype}")
         bias = _four_dimensional("bias", bias, q, k_len)
+    relative = (None, None, None) if relative_bias is None else _relative(relative_bias, q)
     if document_ids is not None:
         _check_per_key("document_ids", document_ids, q, k)
         if document_ids.is_floating_point() or document_ids.is_complex() or document_ids.dtype == torch.bool:
@@ -181,6 +188,7 @@ def block_sparse_attention(
         bias,
         document_ids,
         _seed(dropout_p, dropout_seed, q.device),
+        *relative,
         operator.index(handle.number),  # a number that Dynamo took for variable: one again, guarded
         q.shape[3] ** -0.5 if scale is None else _scale(scale),
         left,
@@ -259,6 +267,21 @@ def _four_dimensional(name: str, x: Tensor, q: Tensor, k_len: int) -> Tensor:
     if x.device != q.device:
         raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}")
     return x[(None,) * (4 - x.ndim)]
+
+
+def _relative(bias: RelativeBias, q: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Check a relative bias: its table and buckets, or its slopes."""
+    if not isinstance(bias, T5Buckets | Alibi):
+        raise ValueError(f"relative_bias must be T5Buckets, Alibi or None, got {bias!r}")
+    name, x = ("table", bias.table) if isinstance(bias, T5Buckets) else ("slopes", bias.slopes)
+    if x.shape[-1] != q.shape[1]:
+        raise ValueError(f"relative_bias.{name} is for {x.shape[-1]} heads, but q has {q.shape[1]}")
+    if x.device != q.device:
+        raise ValueError(f"relative_bias.{name} must be on q's device {q.device}, got {x.device}")
+    if isinstance(bias, T5Buckets):
+        return x, bias.buckets(), None
+    _check_no_gradient("relative_bias.slopes", x)
+    return None, None, x
 
 
 def _window(window: tuple[int | None, int | None] | None) -> tuple[int | None, int | None]:

@@ -16,18 +16,21 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.philox import dropout_threshold
-from longspan_kernels.tiles import Dropout, Masks, Operand, Strided
+from longspan_kernels.tiles import Distances, Dropout, Masks, Operand, Strided
 
 Value = TypeVar("Value")
 
 # What the bulk copy engine asks of addresses and strides, and what Triton makes kernels of their own for.
 _ALIGNMENT = 16
+_LOG2E = 1.4426950408889634
+_SOME, _NONE = tl.constexpr(True), tl.constexpr(False)
 
 
 class Launch:
@@ -95,7 +98,7 @@ def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
     ]  # fmt: skip
     masks = (
         arguments.key_padding_mask, arguments.attn_mask, arguments.bias, arguments.document_ids,
-        arguments.dropout_seed,
+        arguments.dropout_seed, arguments.relative_table, arguments.relative_buckets, arguments.slopes,
     )  # fmt: skip
     kind += [
         None if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % _ALIGNMENT)
@@ -120,11 +123,23 @@ def operand(x: Tensor) -> Operand:
 
 
 def masks_of(arguments: Arguments) -> Masks:
-    """Bundle what strikes scores."""
-    return Masks(*map(
-        _strided,
-        (arguments.key_padding_mask, arguments.attn_mask, arguments.bias, arguments.document_ids),
-    ))  # fmt: skip
+    """Bundle what strikes scores or is added to them."""
+    slopes = arguments.slopes
+    parts = (
+        _strided(arguments.key_padding_mask), _strided(arguments.attn_mask), _strided(arguments.bias),
+        _strided(arguments.document_ids), _distances(arguments),
+        None if slopes is None else (slopes.float() * _LOG2E).contiguous(),
+    )  # fmt: skip
+    return Masks(*parts, _SOME if any(part is not None for part in parts) else _NONE)
+
+
+def _distances(arguments: Arguments) -> Distances | None:
+    table, buckets = arguments.relative_table, arguments.relative_buckets
+    if table is None or buckets is None:
+        return None
+    values = (table.float() * _LOG2E).t()[:, buckets.long()].contiguous()
+    number = triton.next_power_of_2(table.shape[0])
+    return Distances(values, buckets, buckets.numel() // 2, tl.constexpr(number))
 
 
 def _strided(x: Tensor | None) -> Strided | None:

@@ -1,4 +1,4 @@
-"""What is added to the scores of a chunk, or struck from them: positions, padding, documents, masks, bias."""
+"""What is added to the scores of a chunk, or struck from them: lengths, padding, documents, masks, biases."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ class Masks:
         for mask in (arguments.attn_mask, arguments.bias):
             if mask is not None:
                 _combine(scores, mask[self._index(mask, chunk)])
+        if arguments.relative_table is not None:
+            scores.add_(arguments.relative_table[self._buckets(chunk), chunk.heads])
+        if arguments.slopes is not None:
+            distance = (chunk.keys - chunk.queries - self.shift).abs()
+            scores.sub_(arguments.slopes.to(scores.dtype)[chunk.heads] * distance)
         if self.padding is not None:
             _combine(scores, _of_keys(self.padding, chunk))
         if self.key_documents is not None and self.query_documents is not None:
@@ -84,6 +89,26 @@ class Masks:
             index.new_zeros(()) if size == 1 else index.clamp(0, size - 1)
             for index, size in zip(indices, mask.shape, strict=True)
         )
+
+    def _buckets(self, chunk: Chunk) -> Tensor:
+        """Bucket of each pair of the chunk, ``[r, B, n B]``."""
+        buckets = self.arguments.relative_buckets
+        assert buckets is not None
+        span = buckets.numel() // 2
+        return buckets[(chunk.keys - chunk.queries - self.shift).clamp(-span, span) + span]
+
+    def add_table_gradient(self, gradient: Tensor, of_scores: Tensor, chunk: Chunk) -> None:
+        """Add the chunk's gradient of the scores ``[b, h, r, B, n B]`` to that of the table.
+
+        Args:
+            gradient: ``[buckets, heads]``, contiguous.
+            of_scores: zero where padding was.
+            chunk: where the scores lie.
+
+        """
+        summed = of_scores.sum(0)
+        flat = self._buckets(chunk) * gradient.shape[1] + chunk.heads[0]
+        gradient.view(-1).index_add_(0, flat.expand(summed.shape).reshape(-1), summed.reshape(-1))
 
     def add_bias_gradient(self, gradient: Tensor, of_scores: Tensor, chunk: Chunk) -> None:
         """Add the chunk's gradient of the scores ``[b, h, r, B, n B]``, summed over what the bias broadcasts.

@@ -21,7 +21,8 @@ Function = Callable[..., Any]
 
 
 _MASKS = (
-    "Tensor? key_padding_mask, Tensor? attn_mask, Tensor? bias, Tensor? document_ids, Tensor? dropout_seed"
+    "Tensor? key_padding_mask, Tensor? attn_mask, Tensor? bias, Tensor? document_ids, Tensor? dropout_seed, "
+    "Tensor? relative_table, Tensor? relative_buckets, Tensor? slopes"
 )
 _NUMBERS = "int layout, float scale, int? left, int? right, float dropout_p, str backend"
 
@@ -33,7 +34,8 @@ _library.define(
 )
 _library.define(
     "block_sparse_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor grad_out, "
-    f"Tensor? grad_lse, {_MASKS}, {_NUMBERS}, bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor? grad_lse, {_MASKS}, {_NUMBERS}, bool bias_gradient, bool table_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 attention_op = torch.ops.longspan.block_sparse_attention.default
@@ -49,7 +51,8 @@ def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
     """
     if torch.compiler.is_compiling() or _observed(inputs):
         return attention_op(*inputs)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs[:3], inputs[5])):
+    learned = (*inputs[:3], inputs[5], inputs[8])
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned):
         return _Attention.apply(_forward, _backward, *inputs)
     return _forward(*inputs)
 
@@ -61,7 +64,7 @@ def _observed(inputs: tuple[Any, ...]) -> bool:
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any(type(x) not in (Tensor, torch.nn.Parameter, type(None)) for x in inputs[:8])
+        or any(type(x) not in (Tensor, torch.nn.Parameter, type(None)) for x in inputs[:11])
     )
 
 
@@ -74,6 +77,9 @@ def _forward(
     bias: Tensor | None,
     document_ids: Tensor | None,
     dropout_seed: Tensor | None,
+    relative_table: Tensor | None,
+    relative_buckets: Tensor | None,
+    slopes: Tensor | None,
     layout: int,
     scale: float,
     left: int | None,
@@ -84,7 +90,7 @@ def _forward(
     """Attend: the context and the log-sum-exp, by the named backend. Arguments as in `Arguments`."""
     arguments = Arguments(
         registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
-        dropout_p, dropout_seed,
+        dropout_p, dropout_seed, relative_table, relative_buckets, slopes,
     )  # fmt: skip
     with _no_autocast(q):
         return BACKENDS[backend].forward(q, k, v, arguments)
@@ -103,6 +109,9 @@ def _backward(
     bias: Tensor | None,
     document_ids: Tensor | None,
     dropout_seed: Tensor | None,
+    relative_table: Tensor | None,
+    relative_buckets: Tensor | None,
+    slopes: Tensor | None,
     layout: int,
     scale: float,
     left: int | None,
@@ -110,17 +119,19 @@ def _backward(
     dropout_p: float,
     backend: str,
     bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Differentiate: the gradients of q, k, v and bias, the last empty unless it is wanted."""
+    table_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Differentiate: the gradients of q, k, v, bias and table, the last two empty unless they are wanted."""
     arguments = Arguments(
         registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
-        dropout_p, dropout_seed,
+        dropout_p, dropout_seed, relative_table, relative_buckets, slopes,
     )  # fmt: skip
     with _no_autocast(q):
-        dq, dk, dv, dbias = BACKENDS[backend].backward(
-            q, k, v, out, lse, grad_out, grad_lse, arguments, bias_gradient
+        dq, dk, dv, *others = BACKENDS[backend].backward(
+            q, k, v, out, lse, grad_out, grad_lse, arguments, bias_gradient, table_gradient
         )
-    return dq, dk, dv, q.new_empty(0) if dbias is None else dbias
+    dbias, dtable = (q.new_empty(0) if other is None else other for other in others)
+    return dq, dk, dv, dbias, dtable
 
 
 def _no_autocast(q: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -138,10 +149,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, forward: Function, backward: Function, *inputs: Any) -> tuple[Tensor, Tensor]:
         out, lse = forward(*inputs)
-        ctx.save_for_backward(*inputs[:3], out, lse, *inputs[3:8])
-        ctx.rest = inputs[8:]
+        ctx.save_for_backward(*inputs[:3], out, lse, *inputs[3:11])
+        ctx.rest = inputs[11:]
         ctx.backward_function = backward
-        ctx.layout = registry.layout_of(inputs[8])  # alive until the backward
+        ctx.layout = registry.layout_of(inputs[11])  # alive until the backward
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -151,11 +162,13 @@ class _Attention(torch.autograd.Function):
         grad_out, grad_lse = grads
         q, k, v, out, lse, *masks = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        wanted = ctx.needs_input_grad[7]
-        dq, dk, dv, dbias = ctx.backward_function(
-            q, k, v, out, lse, grad_out, grad_lse, *masks, *ctx.rest, wanted
+        # Behind the two functions: q, k, v, two masks and the bias; two more masks and the table.
+        of_bias, of_table = ctx.needs_input_grad[7], ctx.needs_input_grad[10]
+        dq, dk, dv, dbias, dtable = ctx.backward_function(
+            q, k, v, out, lse, grad_out, grad_lse, *masks, *ctx.rest, of_bias, of_table
         )
-        return None, None, dq, dk, dv, None, None, dbias if wanted else None, *[None] * 8
+        head = (None, None, dq, dk, dv, None, None, dbias if of_bias else None, None, None)
+        return *head, dtable if of_table else None, *[None] * 8
 
 
 def _below_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -172,10 +185,13 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Ten
     return out, q.new_empty(q.shape[:3], dtype=accumulator_dtype(q.dtype))
 
 
-def _fake_backward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bias, bias_gradient = rest[6], rest[-1]
-    dbias = q.new_empty(0) if bias is None or not bias_gradient else bias.new_empty(bias.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+def _fake_backward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    # rest: out, lse, two gradients, two masks, bias; documents, seed, table ...; which gradients are wanted.
+    of_others = [
+        x.new_empty(x.shape) if x is not None and wanted else q.new_empty(0)
+        for x, wanted in zip((rest[6], rest[9]), rest[-2:], strict=True)
+    ]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_others
 
 
 _library.impl("block_sparse_attention", _forward, "CompositeExplicitAutograd")

@@ -141,6 +141,7 @@ class Backward:
         grad: Tensor,
         arguments: Arguments,
         bias_gradient: bool,
+        table_gradient: bool,
         sizes: Sizes | None = None,
     ) -> None:
         call = self._call = _Call.of(q, k, v, arguments.layout)
@@ -150,7 +151,7 @@ class Backward:
         shape = arguments.bias.shape if arguments.bias is not None and bias_gradient else (0,) * 4
         self._row_sums = self._bias and shape[3] == 1
         self._column_sums = self._bias and not self._row_sums and shape[2] == 1
-        self._queries = _Queries(call, arguments, sizes.queries, k, v, self._row_sums)
+        self._queries = _Queries(call, arguments, sizes.queries, k, v, self._row_sums, table_gradient)
         self._keys = _Keys(call, arguments, sizes.keys, q, grad, self._column_sums)
         pairs = self._bias and not self._row_sums and not self._column_sums
         self._pairs = _Pairs(call, arguments, sizes.bias, tuple(shape)) if pairs else None
@@ -165,18 +166,21 @@ class Backward:
         grad: Tensor,
         grad_lse: Tensor | None,
         arguments: Arguments,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return the gradients of q, k, v and the bias."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return the gradients of q, k, v, the bias and the table."""
         call, bias = self._call, arguments.bias if self._bias else None
         delta, log2 = torch.empty(2, *call.q[:3], dtype=torch.float32, device=call.device)
         common = (
             arguments.scale * _LOG2E, arguments.scale, arguments.left, arguments.right, masks_of(arguments),
             dropout_of(arguments),
         )  # fmt: skip
-        dq, row_sums = self._queries(q, k, v, out, grad, lse, grad_lse, delta, log2, common)
+        dq, row_sums, dtable = self._queries(q, k, v, out, grad, lse, grad_lse, delta, log2, common)
         dk, dv, column_sums = self._keys(q, k, v, grad, delta, log2, common)
+        if dtable is not None and arguments.relative_table is not None:
+            table = arguments.relative_table
+            dtable = dtable[:, : table.shape[0]].t().to(table.dtype)
         if bias is None:
-            return dq, dk, dv, None
+            return dq, dk, dv, None, dtable
         if self._pairs is not None:
             dbias = self._pairs(q, k, v, grad, delta, log2, common)
         elif row_sums is not None:
@@ -184,14 +188,21 @@ class Backward:
         else:
             assert column_sums is not None
             dbias = column_sums[:, :, None]
-        return dq, dk, dv, dbias.sum_to_size(bias.shape).to(bias.dtype)
+        return dq, dk, dv, dbias.sum_to_size(bias.shape).to(bias.dtype), dtable
 
 
 class _Queries:
     """dq, and for the other kernels of the backward what they need of each query."""
 
     def __init__(
-        self, call: _Call, arguments: Arguments, size: Size, k: Tensor, v: Tensor, row_sums: bool
+        self,
+        call: _Call,
+        arguments: Arguments,
+        size: Size,
+        k: Tensor,
+        v: Tensor,
+        row_sums: bool,
+        table_sums: bool,
     ) -> None:
         self._call, self._size, self._sums = call, size, row_sums
         schedule = self._schedule = call.schedule(arguments, size, by_keys=False, split=not row_sums)
@@ -199,7 +210,11 @@ class _Queries:
         self._tables, self._lengths = _tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
-        programs = call.programs(schedule.items, schedule)
+        programs = self._programs = call.programs(schedule.items, schedule)
+        self._table_sums = table_sums
+        # Where heads have items of their own, how many each has: they come in the order of the heads.
+        heads = schedule.items[:, 1]
+        self._items = None if schedule.shared else heads.long().bincount(minlength=call.heads).tolist()
         self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch())
         self._add = _Add(call, schedule, call.q[2], call.lead, call.q[3], size.q_tile)
 
@@ -215,18 +230,30 @@ class _Queries:
         delta: Tensor,
         log2: Tensor,
         common: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         call = self._call
         dq = torch.empty(call.q, dtype=call.dtype, device=call.device)
         sums = torch.empty(call.q[:3], dtype=torch.float32, device=call.device) if self._sums else None
+        *_, masks, _ = common
+        bucket_sums = None
+        if self._table_sums:
+            shape = (self._programs[0], masks.distances.PADDED.value)
+            bucket_sums = torch.empty(shape, dtype=torch.float32, device=call.device)
         partial = call.partials(self._schedule, delta, self._size.q_tile, call.q[3])
         self._differentiate(
             operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, log2, dq,
-            partial, sums, _of(self._k_tiles, k), _of(self._v_tiles, v), *self._tables, *self._lengths,
-            *common, self._shape,
+            partial, sums, bucket_sums, _of(self._k_tiles, k), _of(self._v_tiles, v), *self._tables,
+            *self._lengths, *common, self._shape,
         )  # fmt: skip
         self._add(dq, partial)
-        return dq, sums
+        return dq, sums, None if bucket_sums is None else self._of_heads(bucket_sums)
+
+    def _of_heads(self, sums: Tensor) -> Tensor:
+        """Add up what the programs of each head summed, in their order: ``[heads, numbers]``."""
+        sums = sums.view(self._call.batch, -1, sums.shape[1]).sum(0)
+        if self._items is None:
+            return sums.view(self._call.heads, -1, sums.shape[1]).sum(1)
+        return torch.stack([part.sum(0) for part in sums.split(self._items)])
 
 
 class _Keys:

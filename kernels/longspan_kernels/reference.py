@@ -94,7 +94,8 @@ def backward(
     grad_lse: Tensor | None,
     arguments: Arguments,
     bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    table_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Differentiate.
 
     Args:
@@ -107,9 +108,10 @@ def backward(
         grad_lse: gradient of the log-sum-exp, None for zero.
         arguments: the options of the forward.
         bias_gradient: whether the gradient of ``arguments.bias`` is wanted.
+        table_gradient: whether that of ``arguments.relative_table`` is.
 
     Returns:
-        The gradients of q, k, v, in their shapes and dtypes, and that of the bias or None.
+        The gradients of q, k, v, in their shapes and dtypes, and those of the bias and the table or None.
 
     """
     geometry = _geometry(q, k, arguments)
@@ -137,6 +139,9 @@ def backward(
     dbias = None
     if bias_gradient and arguments.bias is not None:
         dbias = torch.zeros(arguments.bias.shape, dtype=dtype, device=q.device)
+    dtable = None
+    if table_gradient and arguments.relative_table is not None:
+        dtable = torch.zeros(arguments.relative_table.shape, dtype=dtype, device=q.device)
     groups, heads = _row_groups(arguments, geometry, q.device)
     for group in groups:
         for chunk in chunks(group, heads[group.layout], geometry, max(q.shape[-1], v.shape[-1]), _BUDGET):
@@ -161,14 +166,21 @@ def backward(
             of_scores = of_weights.sub_(delta).mul_(weights)
             if dbias is not None:
                 masks.add_bias_gradient(dbias, of_scores.view(chunk.shape), chunk)
+            if dtable is not None:
+                masks.add_table_gradient(dtable, of_scores.view(chunk.shape), chunk)
             dk.index_add_(0, chunk.k_items, _blocks(torch.bmm(of_scores.transpose(1, 2), query), block))
             dq.index_add_(0, chunk.q_items, torch.bmm(of_scores, key).mul_(arguments.scale))
     return (
         _untile(dq, q, geometry.q_blocks, geometry.lead).to(q.dtype),
         _untile(dk, k, geometry.k_blocks).to(k.dtype),
         _untile(dv, v, geometry.k_blocks).to(v.dtype),
-        None if dbias is None or arguments.bias is None else dbias.to(arguments.bias.dtype),
+        _like(dbias, arguments.bias),
+        _like(dtable, arguments.relative_table),
     )
+
+
+def _like(gradient: Tensor | None, x: Tensor | None) -> Tensor | None:
+    return None if gradient is None or x is None else gradient.to(x.dtype)
 
 
 def _geometry(q: Tensor, k: Tensor, arguments: Arguments) -> Geometry:

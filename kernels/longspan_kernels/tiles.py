@@ -41,14 +41,34 @@ class Strided(NamedTuple):
     strides: Any
 
 
-class Masks(NamedTuple):
-    """What strikes scores or is added to them, each a `Strided` or None. uint8 says 1 where a key is seen.
+class Distances(NamedTuple):
+    """A bias by distance, key position minus query position; what is farther than span is as far as span.
 
     Attributes:
-        keys: ``[B, k_len]``, uint8 or added.
-        pairs: ``[B, H, q_len, k_len]``, uint8 or added.
-        bias: ``[B, H, q_len, k_len]``, added.
-        documents: integers ``[B, k_len]``.
+        biases: pointer to float32 ``[H, 2 span + 1]``, in units of log2.
+        buckets: pointer to int32 ``[2 span + 1]``: which number of the table each bias is.
+        span: the largest distance of its own.
+        PADDED: numbers of the table, padded to a power of two; a `tl.constexpr`.
+
+    """
+
+    biases: Any
+    buckets: Any
+    span: Any
+    PADDED: Any
+
+
+class Masks(NamedTuple):
+    """What strikes scores or is added to them, each None if absent. uint8 says 1 where a key is seen.
+
+    Attributes:
+        keys: `Strided` ``[B, k_len]``, uint8 or added.
+        pairs: `Strided` ``[B, H, q_len, k_len]``, uint8 or added.
+        bias: `Strided` ``[B, H, q_len, k_len]``, added.
+        documents: `Strided` integers ``[B, k_len]``.
+        distances: `Distances`.
+        slopes: pointer to float32 ``[H]``, in units of log2 a token; times the distance, subtracted.
+        ANY: whether there is any of them; a `tl.constexpr`.
 
     """
 
@@ -56,6 +76,9 @@ class Masks(NamedTuple):
     pairs: Any
     bias: Any
     documents: Any
+    distances: Any
+    slopes: Any
+    ANY: Any
 
 
 class Dropout(NamedTuple):
@@ -240,6 +263,12 @@ def strike(
         scores = _apply(scores, _pair(masks.pairs, b, h, wide_m, wide_n), inside)
     if masks.bias is not None:
         scores = _apply(scores, _pair(masks.bias, b, h, wide_m, wide_n), inside)
+    if masks.distances is not None:
+        span = masks.distances.span
+        scores += tl.load(masks.distances.biases + h * (2 * span + 1) + place_of(m, n, extent, span))
+    if masks.slopes is not None:
+        distance = n - m - (extent.k_len - extent.q_len)
+        scores -= tl.load(masks.slopes + h) * tl.abs(distance).to(tl.float32)
     if masks.documents is not None:
         row = masks.documents.pointer + b * masks.documents.strides[0]
         its_document = tl.load(row + wide_n * masks.documents.strides[1], mask=n < extent.k_len, other=0)
@@ -247,6 +276,12 @@ def strike(
         document = tl.load(row + place, mask=(m >= 0) & (m < extent.q_len), other=0)
         scores = tl.where(its_document == document, scores, float("-inf"))
     return scores
+
+
+@triton.jit
+def place_of(m, n, extent, span):
+    """Place of the distance of each pair among those from -span to span."""
+    return tl.minimum(tl.maximum(n - m - (extent.k_len - extent.q_len), -span), span) + span
 
 
 @triton.jit

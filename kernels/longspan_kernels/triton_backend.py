@@ -57,17 +57,23 @@ def backward(
     grad_lse: Tensor | None,
     arguments: Arguments,
     bias_gradient: bool,
+    table_gradient: bool = False,
     *,
     sizes: Sizes | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Differentiate; as `longspan_kernels.reference.backward`, ``sizes`` instead of the tuned."""
     if not q.numel() or not k.numel():
-        dbias = torch.zeros_like(arguments.bias) if arguments.bias is not None and bias_gradient else None
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), dbias
+        others = ((arguments.bias, bias_gradient), (arguments.relative_table, table_gradient))
+        dbias, dtable = (torch.zeros_like(x) if x is not None and wanted else None for x, wanted in others)
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), dbias, dtable
     q, k, v, out, grad = (unit_stride(x) for x in (q, k, v, out, grad_out))
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
-    kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient, sizes)
-    prepared = _backwards.get(kind, lambda: Backward(q, k, v, grad, arguments, bias_gradient, sizes))
+    kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient, table_gradient, sizes)
+
+    def prepare() -> Backward:
+        return Backward(q, k, v, grad, arguments, bias_gradient, table_gradient, sizes)
+
+    prepared = _backwards.get(kind, prepare)
     with _on(q.device):
         return prepared(q, k, v, out, lse, grad, grad_lse, arguments)
 

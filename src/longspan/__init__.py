@@ -20,12 +20,13 @@ from longspan.sparsity import (
     from_deepspeed,
 )
 from longspan.version import __version__
-from longspan_kernels import BlockLayout, block_sparse_attention
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
 
 if TYPE_CHECKING:
     from longspan.training.export import export
 
 __all__ = [
+    "Alibi",
     "BSLongformerSparsityConfig",
     "BertSparseSelfAttention",
     "BigBirdSparsityConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "SparseAttentionUtils",
     "SparseSelfAttention",
     "SparsityConfig",
+    "T5Buckets",
     "VariableSparsityConfig",
     "__version__",
     "block_sparse_attention",

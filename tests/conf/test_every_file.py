@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from longspan.positions import LEARNED_METHODS
+from longspan.positions import LEARNED_METHODS, ROTARY_METHODS
 from longspan.training.config import config_dir, instantiate
 from longspan.training.run import build
 
@@ -24,6 +24,11 @@ NEEDED = {
     # The fixture `compose` puts the folder of a tiny BERT here.
     "model/pretrained": ["model.name_or_path=PRETRAINED"],
     # The test machine need not have a GPU.
+    # A frequency each, half the rotary dimension of the default model.
+    "position/longrope": [
+        f"position.short_factor={[1.0] * 24}",
+        f"position.long_factor={[2.0] * 24}",
+    ],
     "trainer/gpu": ["trainer.accelerator=cpu", "trainer.precision=32-true"],
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=1"],
 }
@@ -161,8 +166,32 @@ PRETRAINED = [
     "data.batch_size=2",
     "data.validation_sequences=2",
 ]
-# Those of rotary positions are tried on rotary models.
 LEARNED = [option for option in OPTIONS["position"] if option.replace("_", "-") in LEARNED_METHODS]
+ROTARY = [option for option in OPTIONS["position"] if option in ROTARY_METHODS]
+
+
+def test_positions_are_of_one_kind_or_the_other():
+    assert {"none", *LEARNED, *ROTARY} == set(OPTIONS["position"])
+    assert len(LEARNED) == len(LEARNED_METHODS)
+    assert len(ROTARY) == len(ROTARY_METHODS)
+
+
+@pytest.mark.parametrize(("objective", "model"), [("clm", "llama"), ("mlm", "modernbert")])
+@pytest.mark.parametrize("position", ROTARY)
+def test_a_batch_through_rotary_positions(compose, text_data, position, objective, model):
+    half = 48 if model == "llama" else 32  # of a head's 96 or 64 dimensions
+    factors = [f"position.short_factor={[1.0] * half}", f"position.long_factor={[1.5] * half}"]
+    config = compose(
+        "experiment=smoke",
+        *text_data,
+        f"objective={objective}",
+        f"model={model}",
+        "model.hidden_size=" + ("192" if model == "llama" else "128"),
+        f"position={position}",
+        "position.max_positions=1024",
+        *(factors if position == "longrope" else []),
+    )
+    assert 4.0 < one_batch(config) < 7.5
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm"])

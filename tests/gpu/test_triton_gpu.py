@@ -10,7 +10,7 @@ import torch._dynamo.testing
 from torch.nn.functional import scaled_dot_product_attention
 
 from longspan import sparsity
-from longspan_kernels import BlockLayout, block_sparse_attention, registry
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, registry
 from longspan_kernels.ops import attention_backward_op, attention_op
 
 pytestmark = [
@@ -141,6 +141,8 @@ def _options():
         "bias_of_queries": {"bias": numbers(2, 4, Q_LEN, 1).requires_grad_()},
         "documents": {"document_ids": documents},
         "window": {"window": (200, 31)},
+        "table_of_distances": {"relative_bias": T5Buckets(numbers(32, 4).requires_grad_())},
+        "slopes": {"relative_bias": Alibi.of(4, "cuda")},
         "dropout": {"dropout_p": 0.3, "dropout_seed": 2**63 + 12345},
         "all": {
             "causal": True,
@@ -159,7 +161,7 @@ def _options():
 OPTIONS = (
     "plain", "causal", "scale", "padding", "padding_added", "mask", "mask_of_the_batch", "mask_of_heads",
     "bias", "bias_of_heads", "bias_of_the_batch", "bias_of_both", "bias_of_keys", "bias_of_queries",
-    "documents", "window", "dropout", "all",
+    "documents", "window", "table_of_distances", "slopes", "dropout", "all",
 )  # fmt: skip
 
 
@@ -179,6 +181,8 @@ def _results(inputs, layout, backend, weights=None, **options):
     bias = options.get("bias")
     if bias is not None and bias.requires_grad:
         leaves["bias"] = bias
+    if isinstance(options.get("relative_bias"), T5Buckets):
+        leaves["table"] = options["relative_bias"].table
     if weights is None:
         weights = _weight(out, 1), _weight(lse, 2)
     weights = [w.to(x.dtype) for w, x in zip(weights, (out, lse), strict=True)]
@@ -280,7 +284,7 @@ def test_opcheck(with_options):
     q, k, v = _inputs(2, 2, 1, 100, 100, 16, torch.float32)
     options = _graph_options(100)
     handle = registry.handle_of(layout)
-    masks = [None] * 5
+    masks = [None] * 8
     numbers = [handle.number, 0.5, None, None, 0.0, "triton"]
     if with_options:
         masks = [
@@ -289,6 +293,9 @@ def test_opcheck(with_options):
             options["bias"][None],
             options["document_ids"],
             torch.tensor(3, device="cuda"),
+            torch.randn(8, 2, device="cuda", requires_grad=True),
+            torch.randint(8, (9,), dtype=torch.int32, device="cuda"),
+            torch.rand(2, device="cuda"),
         ]
         numbers = [handle.number, 0.5, 80, 0, 0.3, "triton"]
     torch.library.opcheck(attention_op, (q, k, v, *masks, *numbers))
@@ -296,7 +303,7 @@ def test_opcheck(with_options):
     tensors = [x.detach() for x in (q, k, v, out, lse, torch.randn_like(out))]
     masks = [None if mask is None else mask.detach() for mask in masks]
     for wanted in {False, with_options}:
-        torch.library.opcheck(attention_backward_op, (*tensors, None, *masks, *numbers, wanted))
+        torch.library.opcheck(attention_backward_op, (*tensors, None, *masks, *numbers, wanted, wanted))
 
 
 @pytest.mark.parametrize("option", ["plain", "bias", "all"])

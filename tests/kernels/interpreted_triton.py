@@ -11,7 +11,7 @@ import torch
 import triton  # noqa: F401  (a missing one fails here, by its name)
 
 from longspan import sparsity
-from longspan_kernels import BlockLayout, block_sparse_attention, plan
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, plan
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
@@ -205,6 +205,43 @@ def test_bias_of_half_type_and_without_gradient(kit):
     torch.testing.assert_close(
         gradient.double(), torch.autograd.grad(expected.sum(), exact)[0], rtol=1e-3, atol=1e-4
     )
+
+
+RELATIVE = {
+    "t5": lambda: T5Buckets(_numbers(32, HEADS).requires_grad_()),
+    "t5_near": lambda: T5Buckets(_numbers(8, HEADS).requires_grad_(), max_distance=7),
+    "t5_backwards": lambda: T5Buckets(_numbers(12, HEADS).requires_grad_(), False, 30),
+    "alibi": lambda: Alibi.of(HEADS),
+}
+
+
+@pytest.mark.parametrize("lengths", [(K_LEN, K_LEN), (Q_LEN, K_LEN), (K_LEN, Q_LEN)], ids=str)
+@pytest.mark.parametrize(("block", "options"), [(16, "plain"), (64, "all")])
+@pytest.mark.parametrize("name", RELATIVE)
+def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
+    """Values and the gradient of the table; tiles are split, and heads may have layouts of their own."""
+    monkeypatch.setattr(plan, "_SEGMENT_STEPS", 1)
+    monkeypatch.setattr(plan, "_PROGRAMS", 10**9)
+    relative = RELATIVE[name]()
+    shared = options == "plain"
+    layout = kit.random_layout(1 if shared else HEADS, *lengths, block, density=0.8, seed=4)
+    layout = BlockLayout.from_dense(layout.to_dense().expand(HEADS, -1, -1), block)
+    inputs = tensors(kit, 2, HEADS, 1, *lengths)
+    chosen = {**OPTIONS["all"], "bias": None} if options == "all" and lengths == (K_LEN, K_LEN) else {}
+    results = {}
+    for backend in ("triton", "reference"):
+        leaves = [x.detach().double() if backend == "reference" else x.detach() for x in inputs]
+        its = relative
+        if isinstance(relative, T5Buckets):
+            numbers = relative.table.detach().to(leaves[0].dtype).requires_grad_()
+            its = T5Buckets(numbers, relative.bidirectional, relative.max_distance)
+        leaves = [x.requires_grad_() for x in leaves]
+        out = block_sparse_attention(*leaves, layout, relative_bias=its, backend=backend, **chosen)
+        learned = [its.table] if isinstance(its, T5Buckets) else []
+        weight = _numbers(*out.shape).to(out.dtype)
+        results[backend] = out, *torch.autograd.grad(out, [*leaves, *learned], weight)
+    for mine, theirs in zip(*results.values(), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=5e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])

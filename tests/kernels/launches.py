@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_up_driver import made_up_gpu
 
-from longspan_kernels import BlockLayout, block_sparse_attention, launch
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, launch
 
 HEADS, LENGTH = 2, 128
 
@@ -89,6 +89,9 @@ KINDS = {
     "bias that learns": {"bias": pairs(torch.float32).requires_grad_()},
     "bias a key": {"bias": pairs(torch.float32, 1, LENGTH).requires_grad_()},
     "bias a query": {"bias": pairs(torch.float32, LENGTH, 1).requires_grad_()},
+    "a table of distances": {"relative_bias": T5Buckets(pairs(torch.float32, 32, HEADS))},
+    "one that learns": {"relative_bias": T5Buckets(pairs(torch.float32, 8, HEADS).requires_grad_(), False)},
+    "slopes": {"relative_bias": Alibi.of(HEADS)},
     "documents": {"document_ids": torch.zeros(1, LENGTH, dtype=torch.int64)},
     "documents int32": {"document_ids": torch.zeros(1, LENGTH, dtype=torch.int32)},
     "documents of every other place": {"document_ids": torch.zeros(1, 2 * LENGTH, dtype=torch.int64)[:, ::2]},

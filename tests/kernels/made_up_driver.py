@@ -7,8 +7,9 @@ import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import CompiledKernel
+from triton.compiler import CompiledKernel, make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -27,8 +28,15 @@ class MadeUpGPU:
             unload_module=lambda module: None,
         )
 
-    def name_alone(self, function, key, signature, device, *_):
-        """What Triton would compile, remembered where Triton looks for it."""
+    def front_end_alone(self, function, key, signature, device, constants, options, attributes, _):
+        """Read a kernel as the compiler does, which refuses more than the interpreter, and stop there."""
+        source = function.ASTSource(function, signature, constants, attributes)
+        backend = make_backend(self.get_current_target())
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        implementation = backend.get_codegen_implementation(options)
+        source.make_ir(self.get_current_target(), options, implementation, backend.get_module_map(), context)
         kernel = object.__new__(CompiledKernel)
         kernel.name, kernel.src, kernel._module_pid = function._fn_name, None, None
         kernel.module, kernel.function, kernel.packed_metadata = 1, function._fn_name, None
@@ -55,15 +63,15 @@ class MadeUpGPU:
 
 @contextlib.contextmanager
 def made_up_gpu(capability=90, compiles=False):
-    """Let tensors of the CPU take the way of a GPU's; without compilation kernels are names alone."""
+    """Let tensors of the CPU take the way of a GPU's; without compilation kernels are read alone."""
     gpu = MadeUpGPU(capability)
     forget()
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(triton_backend, "_INTERPRETED", True))
         patches.enter_context(mock.patch.object(launch, "has_tma", return_value=capability >= 90))
         if not compiles:
-            name_alone = lambda function, *rest: gpu.name_alone(function, *rest)  # noqa: E731
-            patches.enter_context(mock.patch.object(JITFunction, "_do_compile", name_alone))
+            front_end = lambda function, *rest: gpu.front_end_alone(function, *rest)  # noqa: E731
+            patches.enter_context(mock.patch.object(JITFunction, "_do_compile", front_end))
         driver.set_active(gpu)
         yield gpu
     forget()

@@ -51,7 +51,7 @@ def test_gradcheck(kit, with_options):
 def test_opcheck(kit, with_options):
     layout, (q, k, v), options = _everything(kit)
     handle = registry.handle_of(layout)
-    masks = [None] * 5
+    masks = [None] * 8
     numbers = [handle.number, 0.5, None, None, 0.0, "reference"]
     if with_options:
         masks = [
@@ -60,6 +60,9 @@ def test_opcheck(kit, with_options):
             options["bias"][None],
             options["document_ids"],
             torch.tensor(3),
+            torch.randn(8, 2, requires_grad=True),
+            torch.randint(8, (9,), dtype=torch.int32),
+            torch.rand(2),
         ]
         numbers = [handle.number, 0.5, 8, 0, 0.3, "reference"]
     torch.library.opcheck(attention_op, (q, k, v, *masks, *numbers))
@@ -67,7 +70,7 @@ def test_opcheck(kit, with_options):
     tensors = [x.detach() for x in (q, k, v, out, lse, torch.randn_like(out))]
     masks = [None if mask is None else mask.detach() for mask in masks]
     for wanted in {False, with_options}:
-        torch.library.opcheck(attention_backward_op, (*tensors, None, *masks, *numbers, wanted))
+        torch.library.opcheck(attention_backward_op, (*tensors, None, *masks, *numbers, wanted, wanted))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

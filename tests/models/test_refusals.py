@@ -49,6 +49,25 @@ def test_what_transformers_passes_is_no_misspelling():
     assert not [name for name in names if _means_document_ids(name)]
 
 
+def test_a_dense_position_bias():
+    from transformers import T5Config, T5EncoderModel
+
+    model = T5EncoderModel(T5Config(d_model=16, d_kv=8, num_heads=2, num_layers=2, vocab_size=50, d_ff=16))
+    with pytest.raises(ValueError, match=r"T5EncoderModel hands every layer a position_bias.*T5Buckets"):
+        sparsify(model, DenseSparsityConfig(2))
+    assert model.config._attn_implementation != "longspan"
+
+
+@pytest.mark.parametrize("name", ["Bloom", "Mpt"])
+def test_attention_that_is_not_transformers_interface(name):
+    import transformers
+
+    sizes = {"Bloom": {"hidden_size": 16, "n_head": 2, "n_layer": 2}, "Mpt": {"d_model": 16, "n_heads": 2}}
+    config = getattr(transformers, f"{name}Config")(**sizes[name], vocab_size=50)
+    with pytest.raises(ValueError, match=f"{name}Model must .* follows transformers' attention interface"):
+        sparsify(getattr(transformers, f"{name}Model")(config), DenseSparsityConfig(2))
+
+
 def test_cross_attention():
     from transformers import BartConfig, BartModel, BertConfig, BertLMHeadModel
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from longspan_kernels import BlockLayout, block_sparse_attention
 from longspan_kernels.registry import LayoutHandle, constant_in_graphs, pin
+from longspan_kernels.relative import RelativeBias
 
 if TYPE_CHECKING:
     from longspan.sparsity import SparsityConfig
@@ -76,6 +77,7 @@ class SparseSelfAttention(nn.Module):
         scale: float | None = None,
         bias: Tensor | None = None,
         document_ids: Tensor | None = None,
+        relative_bias: RelativeBias | None = None,
         window: tuple[int | None, int | None] | None = None,
         dropout_p: float | None = None,
     ) -> Tensor:
@@ -95,6 +97,7 @@ class SparseSelfAttention(nn.Module):
             scale: factor of the scores, ``dim ** -0.5`` if None.
             bias: another name of ``rpe``; one of the two may be given.
             document_ids: integers ``[batch, k_len]``; attention stays between equal numbers.
+            relative_bias: `longspan.T5Buckets` or `longspan.Alibi`: a bias by distance alone.
             window: ``(left, right)`` tokens that a query sees on either side, each None for no bound.
             dropout_p: the probability for this call, in training or not; None: the module's own in training,
                 0 otherwise.
@@ -132,6 +135,7 @@ class SparseSelfAttention(nn.Module):
             attn_mask=attn_mask,
             bias=rpe if bias is None else bias,
             document_ids=document_ids,
+            relative_bias=relative_bias,
             window=window,
             dropout_p=dropout_p,
             backend=self.backend,

@@ -47,10 +47,12 @@ def sparsify(
 
     Raises:
         ValueError: another number of patterns than layers, a pattern of another number of heads than the
-            model, a model with cross attention, or one that does not follow the attention interface.
+            model, a model with cross attention, one with T5's dense position bias, or one that does not
+            follow the attention interface (BLOOM and MPT, for example, whose ALiBi is in their own code).
 
     """
     layers = self_attention_layers(model)
+    _refuse_relative_bias(model, layers)
     patterns = per_layer(sparsity, len(layers))
     config: Any = layers[0].config
     heads = config.num_attention_heads
@@ -69,3 +71,13 @@ def sparsify(
         attach(layer, pattern_or_dense(pattern, config), backend)
     setattr(config, CONFIG_KEY, noted(sparsity, patterns))
     return model
+
+
+def _refuse_relative_bias(model: Any, layers: Sequence[Any]) -> None:
+    """Raise ValueError for T5 and its kin, whose first layer hands a bias of [heads, length, length] on."""
+    if any(hasattr(layer, "has_relative_attention_bias") for layer in layers):
+        raise ValueError(
+            f"{type(model).__name__} hands every layer a position_bias [heads, length, length], as large as "
+            "dense attention, which sparsify does not serve; for a model of your own block_sparse_attention "
+            "and SparseSelfAttention take relative_bias=T5Buckets(table), which makes nothing of that size"
+        )

@@ -16,6 +16,9 @@ from longspan.positions.architectures import (
 )
 from longspan.positions.collisions import warn_of_collisions
 from longspan.positions.learned import METHODS, extend_table
+from longspan.positions.rotary import METHODS as _ROTARY
+from longspan.positions.rotary import extend_rotary, rotary_positions
+from longspan.positions.rotary_modules import restore_rotary, rotary_state
 from longspan.sparsity import SparsityConfig
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 LEARNED_METHODS = tuple(METHODS)
-ROTARY_METHODS = ("linear", "ntk", "dynamic", "yarn", "longrope")
+ROTARY_METHODS = tuple(_ROTARY)
 
 # The configuration's field that says how a model was last extended; plain transformers ignores it.
 CONFIG_KEY = "longspan_positions"
@@ -83,10 +86,9 @@ def extend(
     learned = learned_positions(model)
     _check(model, learned, max_positions, method)
     before = max_positions_of(model)
+    state = None
     if learned is None:
-        # Not before it is asked for: rotary methods import transformers' modelling code.
-        from longspan.positions.rotary import extend_rotary
-
+        state = rotary_state(model)
         extend_rotary(model, max_positions, method, **options)
     else:
         trained = learned.positions
@@ -95,7 +97,12 @@ def extend(
         )
     if sparsity is not None:
         # Before the table changes, so that a pattern that does not fit leaves the model as it was.
-        sparsify(model, sparsity, backend=backend)
+        try:
+            sparsify(model, sparsity, backend=backend)
+        except ValueError:
+            if state is not None:
+                restore_rotary(model, state)
+            raise
     if learned is not None:
         if max_positions > trained:
             learned.replace(torch.nn.Parameter(table, requires_grad=learned.table.weight.requires_grad))
@@ -118,7 +125,8 @@ def learned_limit(model: PreTrainedModel) -> int | None:
 def max_positions_of(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model's positions are made for, None where it is not known."""
     limit = learned_limit(model)
-    return getattr(model.config, "max_position_embeddings", None) if limit is None else limit
+    # A dynamically scaled model's configuration goes on naming its original length.
+    return rotary_positions(model) if limit is None and has_rotary_positions(model) else limit
 
 
 def _check(model: PreTrainedModel, learned: LearnedPositions | None, max_positions: int, method: str) -> None:

@@ -1,0 +1,119 @@
+"""Biases that depend on the distance of query and key alone: T5's learned buckets, and ALiBi's slopes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class T5Buckets:
+    """T5's relative bias: a learned number for each head and bucket of distances (Raffel et al. 2020).
+
+    Half of the buckets (a quarter for either direction, if bidirectional) hold one distance each, the others
+    grow with its logarithm up to ``max_distance``; what is farther shares the last one (arXiv:1910.10683).
+
+    Args:
+        table: floating point ``[num_buckets, heads]``, as T5's ``relative_attention_bias.weight``; it may
+            require a gradient.
+        bidirectional: whether keys behind the query have buckets of their own, as in T5's encoder; if not,
+            they share that of distance 0, as in its decoder.
+        max_distance: the distance in tokens from which on all share the last bucket.
+
+    Raises:
+        ValueError: a table or a distance that does not fit.
+
+    """
+
+    table: Tensor
+    bidirectional: bool = True
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.table.shape)
+        if self.table.ndim != 2 or not self.table.is_floating_point():
+            raise ValueError(
+                f"table must be floating point [num_buckets, heads], got {self.table.dtype} {list(shape)}"
+            )
+        exact = shape[0] // (4 if self.bidirectional else 2)
+        if exact < 1 or shape[0] % (4 if self.bidirectional else 2):
+            raise ValueError(
+                f"table must have a positive multiple of {4 if self.bidirectional else 2} buckets with "
+                f"bidirectional={self.bidirectional}, got {shape[0]}"
+            )
+        if not isinstance(self.max_distance, int) or self.max_distance <= exact:
+            raise ValueError(
+                f"max_distance must be a whole number over {exact}, the distances with buckets of their own, "
+                f"got {self.max_distance!r}"
+            )
+
+    def buckets(self) -> Tensor:
+        """Return the bucket of each distance, key minus query, from -max_distance to max_distance: int32."""
+        make = _buckets if torch.compiler.is_compiling() else _kept_buckets
+        return make(self.table.shape[0], self.max_distance, self.bidirectional, self.table.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Alibi:
+    """ALiBi: the scores fall with the distance, at a slope of each head's own (Press et al. 2022).
+
+    The bias is ``-slope |i - j|`` (arXiv:2108.12409); without causality it falls to either side.
+
+    Args:
+        slopes: floating point ``[heads]``, without a gradient; `Alibi.of` makes the paper's.
+
+    Raises:
+        ValueError: slopes that do not fit.
+
+    """
+
+    slopes: Tensor
+
+    def __post_init__(self) -> None:
+        if self.slopes.ndim != 1 or not self.slopes.is_floating_point():
+            raise ValueError(
+                f"slopes must be floating point [heads], got {self.slopes.dtype} {list(self.slopes.shape)}"
+            )
+
+    @classmethod
+    def of(cls, heads: int, device: torch.device | str | None = None) -> Alibi:
+        """Make the paper's slopes: ``2 ** (-8 h / heads)`` for h = 1 ... heads.
+
+        Where heads are no power of two, those of the power below, and of the next one every other.
+
+        Raises:
+            ValueError: less than one head.
+
+        """
+        if heads < 1:
+            raise ValueError(f"heads must be at least 1, got {heads}")
+        below = 2 ** math.floor(math.log2(heads))
+        exponents = [8 * head / below for head in range(1, below + 1)]
+        exponents += [4 * head / below for head in range(1, 2 * (heads - below) + 1, 2)]
+        return cls(torch.tensor([2.0**-exponent for exponent in exponents], device=device))
+
+
+RelativeBias = T5Buckets | Alibi
+
+
+def _buckets(number: int, max_distance: int, bidirectional: bool, device: torch.device) -> Tensor:
+    distance = torch.arange(-max_distance, max_distance + 1, device=device)
+    first = torch.zeros_like(distance)
+    if bidirectional:
+        number //= 2
+        first = torch.where(distance > 0, number, 0)
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = number // 2
+    # In float32 and in this order, so that distances fall into the buckets that T5 was trained with.
+    share = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    grown = (exact + (share * (number - exact)).long()).clamp(max=number - 1)
+    return (first + torch.where(distance < exact, distance, grown)).int()
+
+
+_kept_buckets = functools.lru_cache(maxsize=16)(_buckets)
