@@ -34,6 +34,9 @@ MAKE_TARGETS = re.findall(r"^    make (\w+)", README, flags=re.M)
 
 # In the place of the smoke preset, whose sizes of a model a pretrained one does not take.
 FEW_STEPS = [
+    "data=text_files",
+    "data.corpus.files=[kernels/longspan_kernels/*.py]",
+    "data.corpus.validation_fraction=0.2",
     "trainer=cpu",
     "trainer.max_steps=2",
     "trainer.val_check_interval=2",
