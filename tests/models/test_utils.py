@@ -15,6 +15,7 @@ from longspan import (
     sparsify,
 )
 from longspan.models import position_offset, sparsity_of
+from longspan.positions import max_positions_of
 
 HEADS, BLOCK, VOCABULARY, PAD, POSITIONS = 4, 8, 60, 1, 48
 LENGTH = 93  # longer than what the models are made for, and no multiple of the block
@@ -331,7 +332,7 @@ def test_layers_without_index_have_their_own_patterns_once_they_are_told(archite
 
 
 @pytest.mark.filterwarnings("ignore:.*positions")
-def test_positions_are_tiled(architecture):
+def test_positions_are_tiled_and_rotary_ones_follow_the_length(architecture):
     model = make(architecture)
     ids = tokens(POSITIONS)
     with torch.no_grad():
@@ -340,8 +341,8 @@ def test_positions_are_tiled(architecture):
         # Neither tiling nor dynamic frequencies change sequences of the old length.
         assert_close(model(ids).logits, before)
         assert torch.isfinite(model(tokens()).logits).all()
+    assert max_positions_of(model) == LENGTH
     if architecture in ROTARY:
-        assert model.config.max_position_embeddings == LENGTH
         return
     embeddings = [one.weight for one in model.modules() if isinstance(one, torch.nn.Embedding)]
     (table,) = (weight for weight in embeddings if len(weight) >= LENGTH)
