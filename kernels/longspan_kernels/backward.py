@@ -20,9 +20,9 @@ from longspan_kernels.tiles import (
     item_of,
     kept_by_keys_inside,
     kept_by_keys_outside,
-    keys_and_values,
     load_rows,
     place_of,
+    scored_keys,
     seeded,
     starts,
     strike,
@@ -40,21 +40,13 @@ def _walk_queries(
 
     With ROW_SUMS the scores' gradients are added to sums [BM], with BUCKETS to those of their buckets.
     """
-    slots: tl.constexpr = shape.BN // shape.SUB
-    one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
     masked: tl.constexpr = CUT or masks.ANY
-    own_sub = tl.arange(0, shape.BM) // shape.SUB
-    slot = tl.arange(0, shape.BN) // shape.SUB
     at = starts(columns, start, shape.BN, shape.SUB, 1)
     for step in range(start, stop):
         at_next = starts(columns, step + 1, shape.BN, shape.SUB, 1)
-        n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT)
-        scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION) * scale
-        if masked:
-            scores = strike(
-                scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
-                item.h, extent, masks, one_bit, slots, CUT,
-            )  # fmt: skip
+        n, k_tile, v_tile, scores = scored_keys(
+            q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT
+        )
         scores -= lse[:, None]
         if masked:
             # Added masks may be so large that one rounding of the log-sum-exp is many units.

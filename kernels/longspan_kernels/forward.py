@@ -21,11 +21,10 @@ from longspan_kernels.tiles import (
     base_of,
     item_of,
     kept_by_keys_inside,
-    keys_and_values,
     load_rows,
+    scored_keys,
     seeded,
     starts,
-    strike,
     tokens,
     turn_of,
 )
@@ -37,21 +36,13 @@ def _walk(
     dropout, shape, CUT: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys of the steps from start to stop."""
-    slots: tl.constexpr = shape.BN // shape.SUB
-    one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
     masked: tl.constexpr = CUT or masks.ANY
-    own_sub = tl.arange(0, shape.BM) // shape.SUB
-    slot = tl.arange(0, shape.BN) // shape.SUB
     at = starts(columns, start, shape.BN, shape.SUB, 1)
     for step in range(start, stop):
         at_next = starts(columns, step + 1, shape.BN, shape.SUB, 1)
-        n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT)
-        scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION) * scale
-        if masked:
-            scores = strike(
-                scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
-                item.h, extent, masks, one_bit, slots, CUT,
-            )  # fmt: skip
+        _, _, v_tile, scores = scored_keys(
+            q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT
+        )
         top_next = tl.maximum(top, tl.max(scores, 1))
         # Where nothing is seen yet, any finite number serves.
         base = tl.where(top_next == float("-inf"), 0.0, top_next) if masked else top_next

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import triton
@@ -25,7 +25,7 @@ from longspan_kernels.arguments import Arguments
 from longspan_kernels.philox import dropout_threshold
 from longspan_kernels.tiles import Distances, Dropout, Masks, Operand, Strided
 
-Value = TypeVar("Value")
+Value = TypeVar("Value", bound="Settled")
 
 # What the bulk copy engine asks of addresses and strides, and what Triton makes kernels of their own for.
 _ALIGNMENT = 16
@@ -65,6 +65,12 @@ class Launch:
         return compiled if isinstance(compiled, CompiledKernel) else None
 
 
+class Settled(Protocol):
+    """What a kind of call needs, and whether another call of the kind would make it the same."""
+
+    settled: bool
+
+
 class Kinds(Generic[Value]):
     """What calls of recent kinds need, by kind; the one longest unused makes room."""
 
@@ -79,7 +85,9 @@ class Kinds(Generic[Value]):
             self._values.move_to_end(kind)
             return self._values[kind]
         except KeyError:
-            value = self._values[kind] = make()
+            value = make()
+            if value.settled:
+                self._values[kind] = value
             while len(self._values) > self._kept:
                 self._values.popitem(last=False)
             return value
@@ -173,7 +181,7 @@ class Tiles:
     @staticmethod
     def serve(x: Tensor, rows: int, sub: int) -> bool:
         """Say whether tiles of x can be fetched so: sub-blocks are whole tiles, and all lies on 16 bytes."""
-        if sub != rows or not has_tma(x.device):
+        if sub != rows or not x.numel() or not has_tma(x.device):
             return False
         step = _ALIGNMENT // x.element_size()
         return (

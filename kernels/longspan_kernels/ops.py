@@ -26,17 +26,20 @@ _MASKS = (
 )
 _NUMBERS = "int layout, float scale, int? left, int? right, float dropout_p, str backend"
 
+# A first call uploads tables that later ones read: not in the memory of a graph that torch.compile captures.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+
 # torch.library.custom_op would do the same, at ten times the cost of a call.
 _library = torch.library.Library("longspan", "FRAGMENT")
 _library.define(
     f"block_sparse_attention(Tensor q, Tensor k, Tensor v, {_MASKS}, {_NUMBERS}) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    tags=_TAGS,
 )
 _library.define(
     "block_sparse_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor grad_out, "
     f"Tensor? grad_lse, {_MASKS}, {_NUMBERS}, bool bias_gradient, bool table_gradient) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    tags=_TAGS,
 )
 attention_op = torch.ops.longspan.block_sparse_attention.default
 attention_backward_op = torch.ops.longspan.block_sparse_attention_backward.default
@@ -49,7 +52,7 @@ def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
         The context ``[batch, heads, q_len, v_dim]`` and the log-sum-exp ``[batch, heads, q_len]``.
 
     """
-    if torch.compiler.is_compiling() or _observed(inputs):
+    if torch.compiler.is_compiling() or _observed(inputs[:11]):
         return attention_op(*inputs)
     learned = (*inputs[:3], inputs[5], inputs[8])
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned):
@@ -57,15 +60,21 @@ def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
     return _forward(*inputs)
 
 
-def _observed(inputs: tuple[Any, ...]) -> bool:
+_PLAIN = (Tensor, torch.nn.Parameter)
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]
+
+
+def _observed(tensors: tuple[Tensor | None, ...]) -> bool:
     """Say whether modes, transforms or subclasses of tensors have to see the op."""
-    return (
+    if (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any(type(x) not in (Tensor, torch.nn.Parameter, type(None)) for x in inputs[:11])
-    )
+    ):
+        return True
+    # Batched are autograd's batched gradients, which torch.func's transforms do not know.
+    return any(x is not None and (type(x) not in _PLAIN or _is_batched(x)) for x in tensors)
 
 
 def _forward(
@@ -164,7 +173,11 @@ class _Attention(torch.autograd.Function):
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         # Behind the two functions: q, k, v, two masks and the bias; two more masks and the table.
         of_bias, of_table = ctx.needs_input_grad[7], ctx.needs_input_grad[10]
-        dq, dk, dv, dbias, dtable = ctx.backward_function(
+        backward = ctx.backward_function
+        if torch.compiler.is_compiling() or _observed((q, k, v, out, lse, grad_out, grad_lse, *masks)):
+            # Whoever listens now need not have listened to the forward.
+            backward = attention_backward_op
+        dq, dk, dv, dbias, dtable = backward(
             q, k, v, out, lse, grad_out, grad_lse, *masks, *ctx.rest, of_bias, of_table
         )
         head = (None, None, dq, dk, dv, None, None, dbias if of_bias else None, None, None)

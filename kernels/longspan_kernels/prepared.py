@@ -17,7 +17,7 @@ from longspan_kernels.launch import Launch, Tiles, dropout_of, masks_of, operand
 from longspan_kernels.layout import BlockLayout
 from longspan_kernels.plan import Schedule, schedule_for
 from longspan_kernels.tiles import Shape, Strided
-from longspan_kernels.tuning import Size, Sizes, sizes_for
+from longspan_kernels.tuning import Size, Sizes, settled, sizes_for
 
 _LOG2E = 1.4426950408889634
 
@@ -56,6 +56,10 @@ class _Call:
 
     def sizes(self) -> Sizes:
         return sizes_for(self.dtype, max(self.q[3], self.v[3]), self.block, self.device)
+
+    def settled(self) -> bool:
+        """Whether `sizes` gives the same at the next call."""
+        return settled(self.dtype, max(self.q[3], self.v[3]), self.block, self.device)
 
     def sub(self, size: Size) -> int:
         return min(self.block, size.q_tile, size.k_tile)
@@ -100,6 +104,7 @@ class Forward:
     ) -> None:
         call = self._call = _Call.of(q, k, v, arguments.layout)
         size = self._size = (sizes or call.sizes()).forward
+        self.settled = sizes is not None or call.settled()
         schedule = self._schedule = call.schedule(arguments, size, by_keys=False)
         self._shape = call.shape(size, schedule)
         self._tables, self._lengths = _tables(schedule), call.lengths()
@@ -145,6 +150,7 @@ class Backward:
         sizes: Sizes | None = None,
     ) -> None:
         call = self._call = _Call.of(q, k, v, arguments.layout)
+        self.settled = sizes is not None or call.settled()
         sizes = sizes or call.sizes()
         self._bias = arguments.bias is not None and bias_gradient
         # A bias of one number a query or key takes the sums that the kernels of dq, dk and dv make anyway.
@@ -178,7 +184,7 @@ class Backward:
         dk, dv, column_sums = self._keys(q, k, v, grad, delta, log2, common)
         if dtable is not None and arguments.relative_table is not None:
             table = arguments.relative_table
-            dtable = dtable[:, : table.shape[0]].t().to(table.dtype)
+            dtable = dtable[:, : table.shape[0]].t().to(table.dtype).contiguous()
         if bias is None:
             return dq, dk, dv, None, dtable
         if self._pairs is not None:
@@ -213,8 +219,9 @@ class _Queries:
         programs = self._programs = call.programs(schedule.items, schedule)
         self._table_sums = table_sums
         # Where heads have items of their own, how many each has: they come in the order of the heads.
-        heads = schedule.items[:, 1]
-        self._items = None if schedule.shared else heads.long().bincount(minlength=call.heads).tolist()
+        self._items = None
+        if table_sums and not schedule.shared:
+            self._items = schedule.items[:, 1].long().bincount(minlength=call.heads).tolist()
         self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch())
         self._add = _Add(call, schedule, call.q[2], call.lead, call.q[3], size.q_tile)
 
@@ -251,8 +258,9 @@ class _Queries:
     def _of_heads(self, sums: Tensor) -> Tensor:
         """Add up what the programs of each head summed, in their order: ``[heads, numbers]``."""
         sums = sums.view(self._call.batch, -1, sums.shape[1]).sum(0)
-        if self._items is None:
+        if self._schedule.shared:
             return sums.view(self._call.heads, -1, sums.shape[1]).sum(1)
+        assert self._items is not None
         return torch.stack([part.sum(0) for part in sums.split(self._items)])
 
 

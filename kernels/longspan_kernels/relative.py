@@ -53,8 +53,17 @@ class T5Buckets:
 
     def buckets(self) -> Tensor:
         """Return the bucket of each distance, key minus query, from -max_distance to max_distance: int32."""
-        make = _buckets if torch.compiler.is_compiling() else _kept_buckets
+        make = _buckets if self._watched() else _kept_buckets
         return make(self.table.shape[0], self.max_distance, self.bidirectional, self.table.device)
+
+    def _watched(self) -> bool:
+        """Whether a tensor made now may be of use for this call alone: traced, fake, or captured."""
+        return (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack() > 0
+            or type(self.table) not in (Tensor, torch.nn.Parameter)
+            or (self.table.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,4 +125,11 @@ def _buckets(number: int, max_distance: int, bidirectional: bool, device: torch.
     return (first + torch.where(distance < exact, distance, grown)).int()
 
 
-_kept_buckets = functools.lru_cache(maxsize=16)(_buckets)
+@functools.lru_cache(maxsize=16)
+def _kept_buckets(number: int, max_distance: int, bidirectional: bool, device: torch.device) -> Tensor:
+    # Kept for every later call, in training too, and on whichever stream.
+    with torch.inference_mode(False):
+        buckets = _buckets(number, max_distance, bidirectional, device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return buckets

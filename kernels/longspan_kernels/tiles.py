@@ -200,7 +200,8 @@ def tokens(start, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.constexpr):
 @triton.jit
 def base_of(operand, b, head):
     """First element of a batch entry's head."""
-    return operand.pointer + b * operand.strides[0] + head * operand.strides[1]
+    # Strides fit 32 bits, their multiples need not.
+    return operand.pointer + b * operand.strides[0] + head.to(tl.int64) * operand.strides[1]
 
 
 @triton.jit
@@ -230,6 +231,25 @@ def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT: tl.const
         k_tile = load_rows(k_base, n, k.strides[2], extent.k_len, shape.D, shape.DP, CUT)
         v_tile = load_rows(v_base, n, v.strides[2], extent.k_len, shape.E, shape.EP, CUT)
     return n, k_tile, v_tile
+
+
+@triton.jit
+def scored_keys(
+    q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT: tl.constexpr
+):  # fmt: skip
+    """Gather a step's keys and score them: their positions [BN], k, v, and what `strike` leaves [BM, BN]."""
+    slots: tl.constexpr = shape.BN // shape.SUB
+    one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
+    n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT)
+    scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION) * scale
+    if CUT or masks.ANY:
+        own_sub = tl.arange(0, shape.BM) // shape.SUB
+        slot = tl.arange(0, shape.BN) // shape.SUB
+        scores = strike(
+            scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
+            item.h, extent, masks, one_bit, slots, CUT,
+        )  # fmt: skip
+    return n, k_tile, v_tile, scores
 
 
 @triton.jit
@@ -286,7 +306,7 @@ def place_of(m, n, extent, span):
 
 @triton.jit
 def _pair(mask, b, h, m, n):
-    row = mask.pointer + b * mask.strides[0] + h * mask.strides[1]
+    row = mask.pointer + b * mask.strides[0] + h.to(tl.int64) * mask.strides[1]
     return row + m * mask.strides[2] + n * mask.strides[3]
 
 

@@ -22,6 +22,8 @@ _KEPT = 128
 
 _forwards: Kinds[Forward] = Kinds(_KEPT)
 _backwards: Kinds[Backward] = Kinds(_KEPT)
+# What a captured CUDA graph replays reads its tables for as long as it lives, which nobody tells us.
+_captured: set[Forward | Backward] = set()
 
 
 def forward(
@@ -43,6 +45,7 @@ def forward(
         return Forward(q, k, v, arguments, sizes)
 
     prepared = _forwards.get((kind_of(arguments, q, k, v), sizes), prepare)
+    _keep_if_captured(prepared, q.device)
     with _on(q.device):
         return prepared(q, k, v, arguments)
 
@@ -64,9 +67,10 @@ def backward(
     """Differentiate; as `longspan_kernels.reference.backward`, ``sizes`` instead of the tuned."""
     if not q.numel() or not k.numel():
         others = ((arguments.bias, bias_gradient), (arguments.relative_table, table_gradient))
-        dbias, dtable = (torch.zeros_like(x) if x is not None and wanted else None for x, wanted in others)
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), dbias, dtable
+        dbias, dtable = (x.new_zeros(x.shape) if x is not None and wanted else None for x, wanted in others)
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), dbias, dtable
     q, k, v, out, grad = (unit_stride(x) for x in (q, k, v, out, grad_out))
+    lse = lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient, table_gradient, sizes)
 
@@ -74,6 +78,7 @@ def backward(
         return Backward(q, k, v, grad, arguments, bias_gradient, table_gradient, sizes)
 
     prepared = _backwards.get(kind, prepare)
+    _keep_if_captured(prepared, q.device)
     with _on(q.device):
         return prepared(q, k, v, out, lse, grad, grad_lse, arguments)
 
@@ -98,6 +103,11 @@ def _check(q: Tensor, v: Tensor, arguments: Arguments) -> None:
         raise ValueError(
             f"backend 'triton' needs a GPU, got tensors on {q.device}; backend='reference' serves any device"
         )
+
+
+def _keep_if_captured(prepared: Forward | Backward, device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.add(prepared)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -189,3 +189,13 @@ def sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) ->
                 return nearest_sizes(architecture, kind)
         _found[device, kind] = found
     return found
+
+
+def settled(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> bool:
+    """Say whether `sizes_for` gives the same at the next call: not where timing has only to wait."""
+    architecture = architecture_of(device)
+    if dtype == torch.float32 or architecture is None or architecture in TABLE:
+        return True
+    from longspan_kernels import autotune
+
+    return (device, kind_of(dim, block)) in _found or autotune.may_time()

@@ -11,7 +11,8 @@ import torch
 import triton  # noqa: F401  (a missing one fails here, by its name)
 
 from longspan import sparsity
-from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, plan
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, plan, registry
+from longspan_kernels.ops import attention_backward_op, attention_op
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
@@ -242,6 +243,50 @@ def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
         results[backend] = out, *torch.autograd.grad(out, [*leaves, *learned], weight)
     for mine, theirs in zip(*results.values(), strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=5e-5, atol=5e-5)
+        assert mine.is_contiguous()  # as the op promises to torch.compile
+
+
+@pytest.mark.parametrize("with_options", [False, True])
+def test_opcheck(kit, with_options):
+    layout = kit.random_layout(2, 40, 40, 16)
+    q, k, v = tensors(kit, 1, 2, 2, 40, 40)
+    numbers = [registry.handle_of(layout).number, 0.5, None, None, 0.0, "triton"]
+    masks = [None] * 8
+    if with_options:
+        masks = [
+            _PADDING[:1, :40].contiguous(), _numbers(1, 1, 40, 40), _numbers(1, 2, 40, 40).requires_grad_(),
+            _DOCUMENTS[:1, :40].contiguous(), torch.tensor(3), _numbers(12, 2).requires_grad_(),
+            torch.randint(12, (9,), dtype=torch.int32), torch.rand(2),
+        ]  # fmt: skip
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(attention_op, (q, k, v, *masks, *numbers), test_utils=utils)
+    out, lse = attention_op(q, k, v, *masks, *numbers)
+    inputs = [x.detach() for x in (q, k, v, out, lse, torch.ones_like(out))]
+    masks = [None if mask is None else mask.detach() for mask in masks]
+    arguments = (*inputs, None, *masks, *numbers, with_options, with_options)
+    torch.library.opcheck(attention_backward_op, arguments, test_utils=utils)
+
+
+def test_strides_whose_multiples_exceed_32_bits(kit):
+    """Of a mask and of keys; the memory between the heads is never touched."""
+    heads, far = 9, 2**28
+    layout = kit.random_layout(heads, 32, 32, 16, density=0.9)
+    q, k, v = tensors(kit, 1, heads, heads, 32, 32)
+    room = torch.empty(far * (heads - 1) + 32 * 32, dtype=torch.bool)
+    mask = room.as_strided((1, heads, 32, 32), (0, far, 32, 1))
+    mask.copy_(_numbers(1, heads, 32, 32) > -1)
+    wide = torch.empty(far * (heads - 1) + 32 * 16, dtype=torch.float16)
+    keys = wide.as_strided((1, heads, 32, 16), (0, far, 16, 1)).copy_(k.detach())
+    half = [x.detach().half() for x in (q, k, v)]
+    out = block_sparse_attention(half[0], keys, half[2], layout, attn_mask=mask, backend="triton")
+    same = block_sparse_attention(*half, layout, attn_mask=mask.contiguous(), backend="triton")
+    assert torch.equal(out, same)
+
+
+def test_no_keys_at_all(kit):
+    layout = BlockLayout.from_dense(torch.zeros(HEADS, 2, 0), 16)
+    q, k, v = tensors(kit, 1, HEADS, HEADS, 20, 0)
+    check(q, k, v, layout)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])

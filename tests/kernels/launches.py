@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_up_driver import made_up_gpu
 
-from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, launch
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, launch, prepared, tuning
 
 HEADS, LENGTH = 2, 128
 
@@ -137,6 +137,29 @@ def test_nothing_of_a_call_stays(gpu):
     del layout, mask, q, out
     gc.collect()
     assert [x() for x in seen] == [None] * 4
+
+
+def test_sizes_that_are_not_settled_are_asked_for_again(gpu, monkeypatch):
+    """A GPU without a table, and a call during which nothing may be timed: the next one asks again."""
+    layout = layout_of_all()
+    asked = []
+    monkeypatch.setattr(prepared, "settled", lambda *_: False)
+    monkeypatch.setattr(prepared, "sizes_for", lambda *kind: asked.append(kind) or tuning.sizes_for(*kind))
+    call(layout)
+    call(layout)
+    assert len(asked) == 4
+    monkeypatch.setattr(prepared, "settled", lambda *_: True)
+    call(layout)
+    call(layout)
+    assert len(asked) == 6
+
+
+def test_no_keys_at_all(gpu):
+    layout = BlockLayout.from_dense(torch.zeros(HEADS, 2, 0), 64)
+    q = torch.randn(1, HEADS, LENGTH, 64, dtype=torch.bfloat16)
+    k = torch.randn(1, HEADS, 0, 64, dtype=torch.bfloat16)
+    block_sparse_attention(q, k, k, layout, backend="triton")
+    assert [name for name, *_ in gpu.launches] == ["attend"]
 
 
 def test_a_call_that_failed_to_compile_fails_again(gpu, monkeypatch):

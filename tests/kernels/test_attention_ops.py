@@ -47,6 +47,28 @@ def test_gradcheck(kit, with_options):
     assert torch.autograd.gradcheck(finite, (*inputs, bias))
 
 
+def test_a_backward_that_others_watch(kit):
+    """The forward passes the dispatcher by; whoever listens to the backward alone still sees an op."""
+    layout = kit.random_layout(2, 16, 16, 4, seed=1)
+    q, k, v = kit.tensors(1, 2, 2, 16, 16)
+    out = block_sparse_attention(q, k, v, layout)
+    weights = torch.randn(3, *out.shape, dtype=out.dtype)
+    batched = torch.autograd.grad(out, q, weights, is_grads_batched=True, retain_graph=True)[0]
+    for one, weight in zip(batched, weights, strict=True):
+        torch.testing.assert_close(one, torch.autograd.grad(out, q, weight, retain_graph=True)[0])
+
+    class Watch(TorchDispatchMode):
+        seen = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watch() as watch:
+        torch.autograd.grad(out, q, weights[0])
+    assert attention_backward_op in watch.seen
+
+
 @pytest.mark.parametrize("with_options", [False, True])
 def test_opcheck(kit, with_options):
     layout, (q, k, v), options = _everything(kit)

@@ -132,6 +132,28 @@ def test_compiles_whole(kit, name):
         torch.testing.assert_close(*grads)
 
 
+def test_what_is_kept_serves_every_later_call(kit):
+    """Evaluate, count fake tensors, then train: none may find what was made for another alone."""
+    from torch._subclasses import FakeTensorMode
+
+    layout = kit.random_layout(2, 12, 12, 4)
+    q, k, v = (x.detach() for x in kit.tensors(1, 2, 2, 12, 12))
+    with torch.inference_mode():
+        relative = table(16, max_distance=11)
+        before = block_sparse_attention(q, k, v, layout, relative_bias=relative)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) for x in (q, k, v)]
+        numbers = mode.from_tensor(torch.randn(16, 2, dtype=torch.float64))
+        out = block_sparse_attention(*fakes, layout, relative_bias=T5Buckets(numbers, max_distance=10))
+        assert type(out).__name__ == "FakeTensor"
+    for distance in (10, 11):
+        relative = table(16, max_distance=distance)
+        assert type(relative.buckets()) is torch.Tensor
+        out = block_sparse_attention(q, k, v, layout, relative_bias=relative)
+        assert torch.autograd.grad(out.sum(), relative.table)[0].isfinite().all()
+    torch.testing.assert_close(out, before)
+
+
 def test_through_the_module(kit):
     q, k, v = kit.tensors(1, 2, 2, 12, 12)
     relative = table(max_distance=5)
