@@ -10,6 +10,7 @@ import torch
 import torch._dynamo
 import torch._dynamo.testing
 
+import longspan
 from longspan.attention import SparseSelfAttention
 from longspan.sparsity import (
     BigBirdSparsityConfig,
@@ -46,6 +47,27 @@ def _dense(pattern, q, k, v, *added):
 def test_plain(pattern):
     q, k, v = _inputs()
     torch.testing.assert_close(SparseSelfAttention(pattern)(q, k, v), _dense(pattern, q, k, v))
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "unidirectional"])
+@pytest.mark.parametrize("length", [1, 5, 2 * BLOCK])
+def test_a_text_too_short_for_the_pattern_is_attended_densely(length, attention):
+    """BigBird is not defined for fewer than three blocks; a model reads short texts all the same."""
+    pattern = BigBirdSparsityConfig(HEADS, BLOCK, attention=attention)
+    module = SparseSelfAttention(pattern)
+    q, k, v = (x.detach() for x in _inputs(length=length))
+    causal = attention == "unidirectional"
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    assert not pattern.defined_for(length)
+    with pytest.warns(UserWarning, match=r"bigbird is not defined for .* [12] block\(s\) of 8 tokens"):
+        torch.testing.assert_close(module(q, k, v), expected)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v), expected)
+    # From three blocks on it is the pattern's own.
+    assert pattern.defined_for(2 * BLOCK + 1)
+    inputs = _inputs(length=2 * BLOCK + 1)
+    layout = pattern.layout(2 * BLOCK + 1)
+    torch.testing.assert_close(module(*inputs), longspan.block_sparse_attention(*inputs, layout))
 
 
 def test_modes_of_masks(pattern):

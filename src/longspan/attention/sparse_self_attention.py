@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from longspan.sparsity import DenseSparsityConfig, SparsityConfig
 from longspan_kernels import BlockLayout, block_sparse_attention
 from longspan_kernels.registry import LayoutHandle, constant_in_graphs, pin
 from longspan_kernels.relative import RelativeBias
-
-if TYPE_CHECKING:
-    from longspan.sparsity import SparsityConfig
 
 _MODES = ("add", "mul")
 
 
 class SparseSelfAttention(nn.Module):
     """Attention under a sparsity pattern; no parameters, nothing in the state dict.
+
+    A sequence of fewer blocks than the pattern is defined for (BigBird's three numbers, Variable's random
+    blocks) is attended densely, with a warning: a model reads short texts too.
 
     Takes what DeepSpeed's module of this name takes, and more. Any length, lengths of queries and keys that
     differ (the last query meets the last key), grouped key and value heads.
@@ -148,7 +150,15 @@ class SparseSelfAttention(nn.Module):
             names = _arguments(type(pattern))
             values = tuple(_constant(getattr(pattern, name)) for name in names)
             return LayoutHandle(*_pinned(type(pattern), names, values, _constant(k_len), _constant(q_len)))
-        return self.sparsity_config.layout(k_len, q_len)
+        if not self.sparsity_config.defined_for(k_len):
+            pattern = self.sparsity_config
+            warnings.warn(
+                # The same words for all lengths of so many blocks, so that they are said once.
+                f"{pattern.name} is not defined for a sequence of {-(-k_len // pattern.block)} block(s) of "
+                f"{pattern.block} tokens: one that short is attended densely",
+                stacklevel=2,
+            )
+        return _layout_of(self.sparsity_config, k_len, q_len)
 
     def extra_repr(self) -> str:
         """Describe the module in a printed model."""
@@ -169,7 +179,14 @@ def _pinned(
     The pattern comes as what it is made of, which Dynamo guards by value; made again, it is an equal pattern
     with the same layouts.
     """
-    return pin(pattern(**dict(zip(names, values, strict=True))).layout(k_len, q_len))
+    return pin(_layout_of(pattern(**dict(zip(names, values, strict=True))), k_len, q_len))
+
+
+def _layout_of(pattern: SparsityConfig, k_len: int, q_len: int) -> BlockLayout:
+    """Ask the pattern; of a sequence with fewer blocks than it is defined for, keep all."""
+    if not pattern.defined_for(k_len):
+        pattern = DenseSparsityConfig(pattern.num_heads, pattern.block, attention=pattern.attention)
+    return pattern.layout(k_len, q_len)
 
 
 def _constant(value: Any) -> Any:

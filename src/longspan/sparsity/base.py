@@ -79,6 +79,14 @@ class SparsityConfig(ABC):
         """Raise ValueError if the pattern is not defined for a sequence of ``num_blocks`` blocks."""
         return
 
+    def defined_for(self, seq_len: int) -> bool:
+        """Say whether the pattern is defined for a sequence of ``seq_len`` tokens, or has too few blocks."""
+        try:
+            self.check_num_blocks(-(-seq_len // self.block))
+        except ValueError:
+            return False
+        return True
+
     def head_variant(self, head: int) -> int:
         """Return a head whose layout ``head`` shares: heads of equal variant are built once."""
         return head if self.different_layout_per_head and self.random_blocks[0] else 0
