@@ -11,8 +11,7 @@ import torch
 import triton  # noqa: F401  (a missing one fails here, by its name)
 
 from longspan import sparsity
-from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, plan, registry
-from longspan_kernels.ops import attention_backward_op, attention_op
+from longspan_kernels import BlockLayout, block_sparse_attention, plan
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
@@ -206,87 +205,6 @@ def test_bias_of_half_type_and_without_gradient(kit):
     torch.testing.assert_close(
         gradient.double(), torch.autograd.grad(expected.sum(), exact)[0], rtol=1e-3, atol=1e-4
     )
-
-
-RELATIVE = {
-    "t5": lambda: T5Buckets(_numbers(32, HEADS).requires_grad_()),
-    "t5_near": lambda: T5Buckets(_numbers(8, HEADS).requires_grad_(), max_distance=7),
-    "t5_backwards": lambda: T5Buckets(_numbers(12, HEADS).requires_grad_(), False, 30),
-    "alibi": lambda: Alibi.of(HEADS),
-}
-
-
-@pytest.mark.parametrize("lengths", [(K_LEN, K_LEN), (Q_LEN, K_LEN), (K_LEN, Q_LEN)], ids=str)
-@pytest.mark.parametrize(("block", "options"), [(16, "plain"), (64, "all")])
-@pytest.mark.parametrize("name", RELATIVE)
-def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
-    """Values and the gradient of the table; tiles are split, and heads may have layouts of their own."""
-    monkeypatch.setattr(plan, "_SEGMENT_STEPS", 1)
-    monkeypatch.setattr(plan, "_PROGRAMS", 10**9)
-    relative = RELATIVE[name]()
-    shared = options == "plain"
-    layout = kit.random_layout(1 if shared else HEADS, *lengths, block, density=0.8, seed=4)
-    layout = BlockLayout.from_dense(layout.to_dense().expand(HEADS, -1, -1), block)
-    inputs = tensors(kit, 2, HEADS, 1, *lengths)
-    chosen = {**OPTIONS["all"], "bias": None} if options == "all" and lengths == (K_LEN, K_LEN) else {}
-    results = {}
-    for backend in ("triton", "reference"):
-        leaves = [x.detach().double() if backend == "reference" else x.detach() for x in inputs]
-        its = relative
-        if isinstance(relative, T5Buckets):
-            numbers = relative.table.detach().to(leaves[0].dtype).requires_grad_()
-            its = T5Buckets(numbers, relative.bidirectional, relative.max_distance)
-        leaves = [x.requires_grad_() for x in leaves]
-        out = block_sparse_attention(*leaves, layout, relative_bias=its, backend=backend, **chosen)
-        learned = [its.table] if isinstance(its, T5Buckets) else []
-        weight = _numbers(*out.shape).to(out.dtype)
-        results[backend] = out, *torch.autograd.grad(out, [*leaves, *learned], weight)
-    for mine, theirs in zip(*results.values(), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=5e-5, atol=5e-5)
-        assert mine.is_contiguous()  # as the op promises to torch.compile
-
-
-@pytest.mark.parametrize("with_options", [False, True])
-def test_opcheck(kit, with_options):
-    layout = kit.random_layout(2, 40, 40, 16)
-    q, k, v = tensors(kit, 1, 2, 2, 40, 40)
-    numbers = [registry.handle_of(layout).number, 0.5, None, None, 0.0, "triton"]
-    masks = [None] * 8
-    if with_options:
-        masks = [
-            _PADDING[:1, :40].contiguous(), _numbers(1, 1, 40, 40), _numbers(1, 2, 40, 40).requires_grad_(),
-            _DOCUMENTS[:1, :40].contiguous(), torch.tensor(3), _numbers(12, 2).requires_grad_(),
-            torch.randint(12, (9,), dtype=torch.int32), torch.rand(2),
-        ]  # fmt: skip
-    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(attention_op, (q, k, v, *masks, *numbers), test_utils=utils)
-    out, lse = attention_op(q, k, v, *masks, *numbers)
-    inputs = [x.detach() for x in (q, k, v, out, lse, torch.ones_like(out))]
-    masks = [None if mask is None else mask.detach() for mask in masks]
-    arguments = (*inputs, None, *masks, *numbers, with_options, with_options)
-    torch.library.opcheck(attention_backward_op, arguments, test_utils=utils)
-
-
-def test_strides_whose_multiples_exceed_32_bits(kit):
-    """Of a mask and of keys; the memory between the heads is never touched."""
-    heads, far = 9, 2**28
-    layout = kit.random_layout(heads, 32, 32, 16, density=0.9)
-    q, k, v = tensors(kit, 1, heads, heads, 32, 32)
-    room = torch.empty(far * (heads - 1) + 32 * 32, dtype=torch.bool)
-    mask = room.as_strided((1, heads, 32, 32), (0, far, 32, 1))
-    mask.copy_(_numbers(1, heads, 32, 32) > -1)
-    wide = torch.empty(far * (heads - 1) + 32 * 16, dtype=torch.float16)
-    keys = wide.as_strided((1, heads, 32, 16), (0, far, 16, 1)).copy_(k.detach())
-    half = [x.detach().half() for x in (q, k, v)]
-    out = block_sparse_attention(half[0], keys, half[2], layout, attn_mask=mask, backend="triton")
-    same = block_sparse_attention(*half, layout, attn_mask=mask.contiguous(), backend="triton")
-    assert torch.equal(out, same)
-
-
-def test_no_keys_at_all(kit):
-    layout = BlockLayout.from_dense(torch.zeros(HEADS, 2, 0), 16)
-    q, k, v = tensors(kit, 1, HEADS, HEADS, 20, 0)
-    check(q, k, v, layout)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])

@@ -1,4 +1,4 @@
-"""The Triton backend equals the reference: `interpreted_triton` in processes that interpret kernels."""
+"""The Triton backend equals the reference: `interpreted_*` in processes that interpret kernels."""
 
 import os
 import re
@@ -11,8 +11,12 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-CASES = Path(__file__).with_name("interpreted_triton.py")
-TESTS = re.findall(r"^def (test_\w+)", CASES.read_text(), re.MULTILINE)
+FILES = [Path(__file__).with_name(f"interpreted_{name}.py") for name in ("triton", "distances")]
+TESTS = [
+    f"{file}::{name}"
+    for file in FILES
+    for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+]
 PARTS = 4
 
 
@@ -28,10 +32,13 @@ def _version(module):
 @pytest.mark.parametrize("part", range(PARTS))
 def test_under_the_interpreter(part):
     """The whole process is interpreted, whichever backend another test has imported before."""
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    # One file takes its comparisons from the other.
+    paths = [str(FILES[0].parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        + [f"{CASES}::{name}" for name in TESTS[part::PARTS]],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pytest", *options, *TESTS[part::PARTS]],
+        env={**os.environ, **settings},
         capture_output=True,
         text=True,
     )
