@@ -46,7 +46,7 @@ def test_loss_and_gradients_are_those_of_all_logits(batch, length, share, chunk,
     torch.testing.assert_close(found, wanted)
     tensors = [hidden, *head.parameters()]
     for left, right in zip(gradients(found, tensors), gradients(wanted, tensors), strict=True):
-        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(
             chunked_loss(head, hidden, labels, scored_positions(labels), chunk), wanted
