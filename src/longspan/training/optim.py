@@ -6,6 +6,7 @@ A factory holds numbers only; the parameters and the length of training reach it
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -175,46 +176,8 @@ def _progress(step: int, warmup: int, total: int) -> float:
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """Linear warm-up, then half a cosine to `min_ratio` of the peak (arXiv:1608.03983, no restarts).
-
-    Args:
-        warmup_steps: length of the warm-up in optimizer steps; when given, it counts, not the fraction.
-        warmup_fraction: length of the warm-up as a share of all steps.
-        min_ratio: the learning rate at the end, as a share of the peak.
-
-    """
-
-    warmup_steps: int | None = None
-    warmup_fraction: float = 0.05
-    min_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_warmup(self.warmup_steps, self.warmup_fraction)
-        _check_ratio(self.min_ratio)
-
-    def __call__(self, optimizer: Optimizer, total_steps: int | None) -> LambdaLR:
-        """Return the schedule over `total_steps` optimizer steps; ValueError when the number is not known."""
-        total = _known(total_steps, "cosine")
-        warmup = _warmup(self.warmup_steps, self.warmup_fraction, total, "cosine")
-
-        def after(step: int) -> float:
-            share = 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, total)))
-            return self.min_ratio + (1 - self.min_ratio) * share
-
-        return _lambda(optimizer, warmup, after)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Linear warm-up, then a straight line down to `min_ratio` of the peak.
-
-    Args:
-        warmup_steps: length of the warm-up in optimizer steps; when given, it counts, not the fraction.
-        warmup_fraction: length of the warm-up as a share of all steps.
-        min_ratio: the learning rate at the end, as a share of the peak.
-
-    """
+class _Decay(ABC):
+    """Linear warm-up, then down to `min_ratio` of the peak, in a way of the subclass's own."""
 
     warmup_steps: int | None = None
     warmup_fraction: float = 0.05
@@ -224,15 +187,52 @@ class Linear:
         _check_warmup(self.warmup_steps, self.warmup_fraction)
         _check_ratio(self.min_ratio)
 
+    @abstractmethod
+    def _left(self, progress: float) -> float:
+        """Share of the way from `min_ratio` to the peak that is left: 1 at progress 0, 0 at progress 1."""
+
     def __call__(self, optimizer: Optimizer, total_steps: int | None) -> LambdaLR:
         """Return the schedule over `total_steps` optimizer steps; ValueError when the number is not known."""
-        total = _known(total_steps, "linear")
-        warmup = _warmup(self.warmup_steps, self.warmup_fraction, total, "linear")
+        name = type(self).__name__.lower()
+        total = _known(total_steps, name)
+        warmup = _warmup(self.warmup_steps, self.warmup_fraction, total, name)
 
         def after(step: int) -> float:
-            return 1 - (1 - self.min_ratio) * _progress(step, warmup, total)
+            return self.min_ratio + (1 - self.min_ratio) * self._left(_progress(step, warmup, total))
 
         return _lambda(optimizer, warmup, after)
+
+
+@dataclass(frozen=True)
+class Cosine(_Decay):
+    """Linear warm-up, then half a cosine to `min_ratio` of the peak (arXiv:1608.03983, no restarts).
+
+    Args:
+        warmup_steps: length of the warm-up in optimizer steps; when given, it counts, not the fraction.
+        warmup_fraction: length of the warm-up as a share of all steps.
+        min_ratio: the learning rate at the end, as a share of the peak.
+
+    """
+
+    min_ratio: float = 0.1
+
+    def _left(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Linear(_Decay):
+    """Linear warm-up, then a straight line down to `min_ratio` of the peak.
+
+    Args:
+        warmup_steps: length of the warm-up in optimizer steps; when given, it counts, not the fraction.
+        warmup_fraction: length of the warm-up as a share of all steps.
+        min_ratio: the learning rate at the end, as a share of the peak.
+
+    """
+
+    def _left(self, progress: float) -> float:
+        return 1 - progress
 
 
 @dataclass(frozen=True)
