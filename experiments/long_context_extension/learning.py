@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longspan.data import ByteTokenizer, CausalLanguageModeling, MaskedLanguageModeling, PythonSource
 from longspan.data.packing import PackedDocuments, encode_document
+from longspan.training.optim import AdamW, Cosine
 
 OBJECTIVES = {"mlm": MaskedLanguageModeling, "clm": CausalLanguageModeling}
 
@@ -53,18 +54,8 @@ def train(
     model: nn.Module, text: Text, *, length: int, tokens: int, steps: int, lr: float, device: torch.device
 ) -> dict[str, Any]:
     """Train for steps of so many tokens; returns the last losses (nats a scored token) and the seconds."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=device.type == "cuda")
-    warmup = max(1, steps // 20)
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    optimizer = AdamW(lr=lr)(model)
+    scheduler = Cosine()(optimizer, steps)
     batches = text.batches("train", length, max(1, tokens // length), device)
     model.train()
     losses: list[Tensor] = []
