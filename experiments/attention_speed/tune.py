@@ -42,6 +42,8 @@ from longspan_kernels.tuning import Size, Sizes
 
 HERE = Path(__file__).parent
 PATTERNS = ("bigbird", "local_sliding_window", "dense")
+# Of blocks that are gathered; a dense layout of them is that of larger blocks.
+PATTERNS_OF_SMALL = ("bigbird", "local_sliding_window", "fixed")
 # Sizes that are timed in turn, the base besides.
 GROUP = 23
 ROUNDS = 7
@@ -79,15 +81,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def grid(kernel: str, block: int, present: Size) -> list[Size]:
     """List the sizes to time beside the present one, those that differ from it in the least first."""
+    # Tokens of the tile and of a step, warps; of tiles under 64 a warp's own products serve, not a warp group's.
+    pairs = [(64, 64, 4), (64, 32, 4)]
+    pairs += [(64, 128, 4), (128, 64, 8)] if block >= 64 else [(32, 64, 4), (32, 32, 1), (16, 16, 1)]
     found = []
-    for tile in (32, 64, 128):
-        for step in (32, 64, 128):
-            for stages in (1, 2, 3, 4):
-                for warps, registers in ((4, None), (4, 128), (4, 168), (8, None)):
-                    q_tile, k_tile = (step, tile) if kernel == "keys" else (tile, step)
-                    size = Size(q_tile, k_tile, stages, warps, registers)
-                    if size != present and size.serves(block):
-                        found.append(size)
+    for tile, step, warps in pairs:
+        bounds = (None, 168 if kernel == "keys" else 128) if tile == 64 and step < 128 else (None,)
+        for stages in (1, 2, 3) if tile == 64 and step < 128 else (2, 3):
+            for registers in bounds:
+                q_tile, k_tile = (step, tile) if kernel == "keys" else (tile, step)
+                size = Size(q_tile, k_tile, stages, warps, registers)
+                if size != present and size.serves(block):
+                    found.append(size)
 
     def distance(size: Size) -> int:
         return sum(getattr(size, one.name) != getattr(present, one.name) for one in dataclasses.fields(Size))
@@ -144,7 +149,7 @@ def problems(dim: int, block: int) -> dict[str, Any]:
     device = torch.device("cuda", 0)
     generator = torch.Generator(device).manual_seed(0)
     made = {}
-    for pattern in PATTERNS:
+    for pattern in PATTERNS_OF_SMALL if block < 64 else PATTERNS:
         cell = Cell(pattern, block, dim, TUNING_LENGTH)
         if not made:
             shape = (cell.batch, cell.heads, cell.length, dim)

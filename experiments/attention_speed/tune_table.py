@@ -103,7 +103,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         lines.append(f"# Left out as of other GPUs, versions or sources: {len(records) - len(mine)} lines.")
     lines.append(f"{architecture!r}: {{")
     rows = []
-    for kind in sorted({kind for kind, _ in found}, key=lambda one: (one.dim, one.gathered)):
+    for kind in sorted({kind for kind, _ in found}, key=lambda one: (one.dim, one.block)):
         sizes = tuning.nearest_sizes(architecture, kind)
         for kernel in KERNELS:
             timed = found.get((kind, kernel))
@@ -111,7 +111,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
                 continue
             best = min(timed, key=lambda size, timed=timed: timed[size])
             sizes = dataclasses.replace(sizes, **{kernel: best})
-            blocks = "under 64" if kind.gathered else "from 64"
+            blocks = f"from {kind.block}" if kind.block == tuning.BLOCKS[-1] else kind.block
             rows.append(
                 f"| {kernel} | {kind.dim} | {blocks} | `{literal(best)}` | {timed[best]:.3f} | {len(timed)} |"
             )

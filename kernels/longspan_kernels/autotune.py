@@ -226,7 +226,7 @@ def key_of(kind: Kind, device: torch.device) -> dict[str, Any]:
         "longspan_kernels": tuning_cache.source_hash(),
         "dtype": "half",
         "dim": kind.dim,
-        "gathered": kind.gathered,
+        "block": kind.block,
     }
 
 
@@ -294,9 +294,9 @@ def _tune(
     # A warning, since the default level hides anything less and the first call stands still for a while.
     logger.log(
         logging.INFO if _announced else logging.WARNING,
-        "%s has no table of tile sizes: timing some for head dimensions up to %d and blocks %s %d tokens, "
+        "%s has no table of tile sizes: timing some for head dimensions up to %d and blocks of %d tokens%s, "
         "once; remembered in %s (LONGSPAN_AUTOTUNE=0 switches this off)",
-        key["gpu"], kind.dim, "under" if kind.gathered else "from", tuning.WHOLE_BLOCK,
+        key["gpu"], kind.dim, kind.block, " and more" if kind.block == tuning.BLOCKS[-1] else "",
         tuning_cache.path_of(key),
     )  # fmt: skip
     _announced = True

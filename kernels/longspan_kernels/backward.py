@@ -21,6 +21,7 @@ from longspan_kernels.tiles import (
     kept_by_keys_inside,
     kept_by_keys_outside,
     load_rows,
+    own_tokens,
     place_of,
     scored_keys,
     seeded,
@@ -47,7 +48,7 @@ def _walk_queries(
         n, k_tile, v_tile, scores = scored_keys(
             q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT
         )
-        scores -= lse[:, None]
+        scores = scores * scale - lse[:, None] if shape.BARE else scores - lse[:, None]
         if masked:
             # Added masks may be so large that one rounding of the log-sum-exp is many units.
             scores = tl.minimum(scores, 0.0)
@@ -78,11 +79,13 @@ def _walk_queries(
     return dq, sums, of_buckets
 
 
-@triton.jit(do_not_specialize=["count", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"])
+@triton.jit(
+    do_not_specialize=["count", "longs", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"]
+)
 def differentiate_queries(
     q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq_ptr, partial_ptr, row_sums_ptr,
-    bucket_sums_ptr, k_desc, v_desc, columns, bits, items, count, partials, H, group, q_len, k_len, lead,
-    scale, softmax_scale, left, right, masks, dropout, shape,
+    bucket_sums_ptr, k_desc, v_desc, columns, bits, own, items, count, longs, partials, H, group, q_len,
+    k_len, lead, scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Compute dq of one item, head and batch entry: contiguous [B, H, q_len, D]; segments write partial sums.
 
@@ -94,11 +97,11 @@ def differentiate_queries(
     split then), for a bias that is one number a query. With bucket_sums each program sums them by the
     bucket of their distance into float32 [programs, PADDED], for a table of biases.
     """
-    item = item_of(items, count, H, group, shape.SHARED)
+    item = item_of(items, count, longs, H, group, shape.SHARED)
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
-    m = item.tile * shape.BM - lead + tl.arange(0, shape.BM)
+    m = own_tokens(own, item.tile, shape.BM, shape.SUB, 1) - lead
     valid = (m >= 0) & (m < q_len)
     q_tile = load_rows(base_of(q, item.b, item.h), m, q.strides[2], q_len, shape.D, shape.DP, True)
     out_tile = load_rows(base_of(out, item.b, item.h), m, out.strides[2], q_len, shape.E, shape.EP, True)
@@ -117,11 +120,16 @@ def differentiate_queries(
     sums = tl.zeros([shape.BM], dtype=tl.float32)
     buckets: tl.constexpr = bucket_sums_ptr is not None
     of_buckets = tl.zeros([masks.distances.PADDED if buckets else 1], dtype=tl.float32)
-    for cut in tl.static_range(2):
+    # Only where there are steps, as in the forward.
+    if item.start < item.cut:
         dq, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.start if cut == 0 else item.cut,
-            item.cut if cut == 0 else item.stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale,
-            masks, dropout, shape, row_sums, buckets, cut == 1,
+            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.start, item.cut, columns, bits, k, v,
+            k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, False,
+        )  # fmt: skip
+    if shape.CUTS and item.cut < item.stop:
+        dq, sums, of_buckets = _walk_queries(
+            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.cut, item.stop, columns, bits, k,
+            v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, True,
         )  # fmt: skip
     dq = dq * softmax_scale
     width = tl.arange(0, shape.DP)
@@ -136,14 +144,16 @@ def differentiate_queries(
         tl.store(row_sums_ptr + row, sums, mask=valid)
     if buckets:
         numbers = tl.arange(0, masks.distances.PADDED)
-        first = tl.program_id(0).to(tl.int64) * masks.distances.PADDED
+        outer = item.head if shape.SHARED else item.b
+        first = (outer * count + item.turn) * masks.distances.PADDED
         tl.store(bucket_sums_ptr + first + numbers, of_buckets)
 
 
 @triton.jit
 def _walk_keys(
-    k, v, dk, dv, sums, start, stop, columns, bits, q, grad, log2_ptr, delta_ptr, q_desc, grad_desc, item, n,
-    extent, scale, masks, dropout, shape, COLUMN_SUMS: tl.constexpr, CUT: tl.constexpr,
+    k, v, dk, dv, sums, start, stop, columns, bits, own, q, grad, log2_ptr, delta_ptr, q_desc, grad_desc,
+    log2_desc, delta_desc, item, n, extent, scale, masks, dropout, shape, COLUMN_SUMS: tl.constexpr,
+    CUT: tl.constexpr,
 ):  # fmt: skip
     """Add to dk and dv what the queries of the steps give.
 
@@ -170,26 +180,34 @@ def _walk_keys(
         else:
             q_tile = load_rows(q_base, m, q.strides[2], extent.q_len, shape.D, shape.DP, CUT)
             grad_tile = load_rows(grad_base, m, grad.strides[2], extent.q_len, shape.E, shape.EP, CUT)
-        if CUT:
+        if log2_desc is not None:
+            first = [item.b.to(tl.int32), item.h, at - extent.lead]
+            lse = tl.reshape(log2_desc.load(first), [shape.BM])
+            delta = tl.reshape(delta_desc.load(first), [shape.BM])
+            if CUT:
+                lse = tl.where(m < extent.q_len, lse, float("inf"))
+        elif CUT:
             valid = (m >= 0) & (m < extent.q_len)
             lse = tl.load(log2_base + m, mask=valid, other=float("inf"))
             delta = tl.load(delta_base + m, mask=valid, other=0.0)
         else:
             lse = tl.load(log2_base + m)
             delta = tl.load(delta_base + m)
-        scores = tl.dot(k, tl.trans(q_tile), input_precision=shape.PRECISION) * scale
+        scores = tl.dot(k, tl.trans(q_tile), input_precision=shape.PRECISION)
+        if not shape.BARE:
+            scores *= scale
         if masked:
             scores = strike(
                 scores, m[None, :], n[:, None], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
                 item.h, extent, masks, one_bit, slots, CUT,
             )  # fmt: skip
-        scores -= lse[None, :]
+        scores = scores * scale - lse[None, :] if shape.BARE else scores - lse[None, :]
         if masked:
             scores = tl.minimum(scores, 0.0)
         p = tl.exp2(scores)
         dp = tl.dot(v, tl.trans(grad_tile), input_precision=shape.PRECISION)
         if dropout is not None:
-            fours = item.tile * shape.BN + tl.arange(0, shape.BN // 4) * 4
+            fours = own_tokens(own, item.tile, shape.BN, shape.SUB, 4)
             position = m + (extent.k_len - extent.q_len)
             keep = kept_by_keys_outside(
                 dropout, item.b, item.h, position[None, :], fours[:, None], shape.BN, shape.BM
@@ -207,22 +225,24 @@ def _walk_keys(
     return dk, dv, sums
 
 
-@triton.jit(do_not_specialize=["count", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"])
+@triton.jit(
+    do_not_specialize=["count", "longs", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"]
+)
 def differentiate_keys(
     q, k, v, grad, log2_ptr, delta_ptr, dk_ptr, dv_ptr, partial_dk_ptr, partial_dv_ptr, column_sums_ptr,
-    q_desc, grad_desc, columns, bits, items, count, partials, H, group, q_len, k_len, lead, scale,
-    softmax_scale, left, right, masks, dropout, shape,
+    q_desc, grad_desc, log2_desc, delta_desc, columns, bits, own, items, count, longs, partials, H, group,
+    q_len, k_len, lead, scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Compute dk and dv of one item, query head and batch entry: contiguous [B, H, k_len, D] and E.
 
     With column_sums the scores' gradients are summed over the queries into float32 [B, H, k_len] (no tile may
     be split then), for a bias that is one number a key.
     """
-    item = item_of(items, count, H, group, shape.SHARED)
+    item = item_of(items, count, longs, H, group, shape.SHARED)
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
-    n = item.tile * shape.BN + tl.arange(0, shape.BN)
+    n = own_tokens(own, item.tile, shape.BN, shape.SUB, 1)
     k_tile = load_rows(base_of(k, item.b, item.kv_head), n, k.strides[2], k_len, shape.D, shape.DP, True)
     v_tile = load_rows(base_of(v, item.b, item.kv_head), n, v.strides[2], k_len, shape.E, shape.EP, True)
 
@@ -230,11 +250,18 @@ def differentiate_keys(
     dk = tl.zeros([shape.BN, shape.DP], dtype=tl.float32)
     dv = tl.zeros([shape.BN, shape.EP], dtype=tl.float32)
     sums = tl.zeros([shape.BN], dtype=tl.float32)
-    for cut in tl.static_range(2):
+    # Only where there are steps, as in the forward.
+    if item.start < item.cut:
         dk, dv, sums = _walk_keys(
-            k_tile, v_tile, dk, dv, sums, item.start if cut == 0 else item.cut,
-            item.cut if cut == 0 else item.stop, columns, bits, q, grad, log2_ptr, delta_ptr, q_desc,
-            grad_desc, item, n, extent, scale, masks, dropout, shape, column_sums, cut == 1,
+            k_tile, v_tile, dk, dv, sums, item.start, item.cut, columns, bits, own, q, grad, log2_ptr,
+            delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
+            shape, column_sums, False,
+        )  # fmt: skip
+    if shape.CUTS and item.cut < item.stop:
+        dk, dv, sums = _walk_keys(
+            k_tile, v_tile, dk, dv, sums, item.cut, item.stop, columns, bits, own, q, grad, log2_ptr,
+            delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
+            shape, column_sums, True,
         )  # fmt: skip
     dk = dk * softmax_scale
     d = tl.arange(0, shape.DP)
@@ -254,13 +281,13 @@ def differentiate_keys(
         tl.store(column_sums_ptr + item.head * k_len + n, sums, mask=n < k_len)
 
 
-@triton.jit(do_not_specialize=["count", "partials", "H", "length", "lead"])
+@triton.jit(do_not_specialize=["count", "longs", "partials", "H", "length", "lead"])
 def add_segments(
-    out_ptr, partial_ptr, splits, count, partials, H, length, lead,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SHARED: tl.constexpr,
+    out_ptr, partial_ptr, own, splits, count, partials, H, length, lead,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums of a split tile, in their order, into its rows of out [B, H, length, WIDTH]."""
-    b, h, split = turn_of(splits, count, H, 4, SHARED)
+    b, h, _, split = turn_of(splits, count, 0, H, 4, SHARED)
     first = tl.load(split + 2)
     head = b * H + h
     rows = tl.arange(0, TILE)
@@ -270,7 +297,7 @@ def add_segments(
         row = (head * partials + segment) * TILE + rows
         at = partial_ptr + row[:, None] * WIDTH + width[None, :]
         total += tl.load(at, mask=(width < WIDTH)[None, :], other=0.0)
-    place = tl.load(split) * TILE - lead + rows
+    place = own_tokens(own, tl.load(split), TILE, SUB, 1) - lead
     inside = ((place >= 0) & (place < length))[:, None] & (width < WIDTH)[None, :]
     at = out_ptr + (head * length + place)[:, None] * WIDTH + width[None, :]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=inside)

@@ -12,6 +12,7 @@ from longspan_kernels.tiles import (
     base_of,
     kept_by_keys_inside,
     load_rows,
+    own_tokens,
     seeded,
     starts,
     strike,
@@ -21,8 +22,8 @@ from longspan_kernels.tiles import (
 
 @triton.jit(do_not_specialize=["H", "batches", "heads", "group", "q_len", "k_len", "lead", "left", "right"])
 def differentiate_bias(
-    q, k, v, grad, log2_ptr, delta_ptr, dbias, columns, bits, items, H, batches, heads, batch_step, head_step,
-    group, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
+    q, k, v, grad, log2_ptr, delta_ptr, dbias, columns, bits, own, items, H, batches, heads, batch_step,
+    head_step, group, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Gradient of a bias that has queries and keys: each kept tile is computed again, and summed over what
     broadcasts.
@@ -40,7 +41,7 @@ def differentiate_bias(
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
-    m = tl.load(item) * shape.BM - lead + tl.arange(0, shape.BM)
+    m = own_tokens(own, tl.load(item), shape.BM, shape.SUB, 1) - lead
     valid = (m >= 0) & (m < q_len)
     own_sub = tl.arange(0, shape.BM) // shape.SUB
     slot = tl.arange(0, shape.BN) // shape.SUB

@@ -22,6 +22,7 @@ from longspan_kernels.tiles import (
     item_of,
     kept_by_keys_inside,
     load_rows,
+    own_tokens,
     scored_keys,
     seeded,
     starts,
@@ -43,10 +44,13 @@ def _walk(
         _, _, v_tile, scores = scored_keys(
             q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT
         )
-        top_next = tl.maximum(top, tl.max(scores, 1))
+        if shape.BARE:
+            top_next = tl.maximum(top, tl.max(scores, 1) * scale)
+        else:
+            top_next = tl.maximum(top, tl.max(scores, 1))
         # Where nothing is seen yet, any finite number serves.
         base = tl.where(top_next == float("-inf"), 0.0, top_next) if masked else top_next
-        p = tl.exp2(scores - base[:, None])
+        p = tl.exp2(scores * scale - base[:, None] if shape.BARE else scores - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(p, 1)
         context = context * shrink[:, None]
@@ -63,32 +67,40 @@ def _walk(
     return context, top, total
 
 
-@triton.jit(do_not_specialize=["count", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"])
+@triton.jit(
+    do_not_specialize=["count", "longs", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"]
+)
 def attend(
-    q, k, v, out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, k_desc, v_desc, columns, bits, items, count,
-    partials, H, group, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
+    q, k, v, out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, k_desc, v_desc, columns, bits, own, items,
+    count, longs, partials, H, group, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Attend for one item of the schedule, one head and one batch entry.
 
     out is contiguous [B, H, q_len, E], lse [B, H, q_len] float32; a segment writes float32 partial results
     instead, [B, H, partials, BM, E] and [B, H, partials, BM].
     """
-    item = item_of(items, count, H, group, shape.SHARED)
+    item = item_of(items, count, longs, H, group, shape.SHARED)
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
-    m = item.tile * shape.BM - lead + tl.arange(0, shape.BM)
+    m = own_tokens(own, item.tile, shape.BM, shape.SUB, 1) - lead
     valid = (m >= 0) & (m < q_len)
     q_tile = load_rows(base_of(q, item.b, item.h), m, q.strides[2], q_len, shape.D, shape.DP, True)
 
     context = tl.zeros([shape.BM, shape.EP], dtype=tl.float32)
     top = tl.full([shape.BM], float("-inf"), dtype=tl.float32)
     total = tl.zeros([shape.BM], dtype=tl.float32)
-    for cut in tl.static_range(2):
+    # Only where there are steps: if the way past a loop met the way out of it, the loop's products would be
+    # waited for one by one (ptxas C7515).
+    if item.start < item.cut:
         context, top, total = _walk(
-            q_tile, context, top, total, item.start if cut == 0 else item.cut,
-            item.cut if cut == 0 else item.stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale,
-            masks, dropout, shape, cut == 1,
+            q_tile, context, top, total, item.start, item.cut, columns, bits, k, v, k_desc, v_desc, item, m,
+            extent, scale, masks, dropout, shape, False,
+        )  # fmt: skip
+    if shape.CUTS and item.cut < item.stop:
+        context, top, total = _walk(
+            q_tile, context, top, total, item.cut, item.stop, columns, bits, k, v, k_desc, v_desc, item,
+            m, extent, scale, masks, dropout, shape, True,
         )  # fmt: skip
 
     empty = total == 0.0
@@ -107,13 +119,13 @@ def attend(
         tl.store(lse_ptr + row, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=["count", "partials", "H", "q_len", "lead"])
+@triton.jit(do_not_specialize=["count", "longs", "partials", "H", "q_len", "lead"])
 def combine(
-    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, splits, count, partials, H, q_len, lead,
-    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, SHARED: tl.constexpr,
+    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, own, splits, count, partials, H, q_len, lead,
+    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, SUB: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Combine the segments of a split tile, in their order."""
-    b, h, split = turn_of(splits, count, H, 4, SHARED)
+    b, h, _, split = turn_of(splits, count, 0, H, 4, SHARED)
     first = tl.load(split + 2)
     head = b * H + h
     rows = tl.arange(0, BM)
@@ -136,7 +148,7 @@ def combine(
     empty = total == 0.0
     context = context / tl.where(empty, 1.0, total)[:, None]
     lse = tl.where(empty, float("-inf"), top + tl.log(total))
-    m = tl.load(split) * BM - lead + rows
+    m = own_tokens(own, tl.load(split), BM, SUB, 1) - lead
     valid = (m >= 0) & (m < q_len)
     row = head * q_len + m
     at = out_ptr + row[:, None] * E + width[None, :]

@@ -10,6 +10,7 @@ on, and what the kind needs is kept beside it.
 from __future__ import annotations
 
 import functools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
@@ -29,6 +30,7 @@ Value = TypeVar("Value", bound="Settled")
 
 # What the bulk copy engine asks of addresses and strides, and what Triton makes kernels of their own for.
 _ALIGNMENT = 16
+_BUFFER_ALIGNMENT = 128
 _LOG2E = 1.4426950408889634
 _SOME, _NONE = tl.constexpr(True), tl.constexpr(False)
 
@@ -101,7 +103,7 @@ def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
     """Return what the schedules, sizes and compiled kernels of a call depend on."""
     first = tensors[0]
     kind: list[Hashable] = [
-        arguments.layout.digest, arguments.left, arguments.right, arguments.dropout_p,
+        arguments.layout.digest, arguments.left, arguments.right, arguments.dropout_p, arguments.scale > 0,
         None if first is None else first.device,
     ]  # fmt: skip
     masks = (
@@ -164,10 +166,16 @@ def dropout_of(arguments: Arguments) -> Dropout | None:
 
 
 class Tiles:
-    """Tiles of a tensor as the bulk copy engine (TMA) of Hopper fetches them: whole, of neighbouring rows."""
+    """Tiles of a tensor as the bulk copy engine (TMA) of Hopper fetches them: whole, of neighbouring rows.
+
+    Args:
+        x: ``[batch, heads, length, width]``, or ``[batch, heads, length]``.
+        rows: rows a tile.
+
+    """
 
     def __init__(self, x: Tensor, rows: int) -> None:
-        made = TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
+        made = TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, *x.shape[3:]])
         # Kept without the tensor, for later ones of its kind: the descriptor's own checks take longer
         # than a launch.
         self._fields = {name: value for name, value in vars(made).items() if name != "base"}
@@ -180,14 +188,19 @@ class Tiles:
 
     @staticmethod
     def serve(x: Tensor, rows: int, sub: int) -> bool:
-        """Say whether tiles of x can be fetched so: sub-blocks are whole tiles, and all lies on 16 bytes."""
+        """Say whether tiles of x can be fetched so: sub-blocks are whole tiles, and all lies on 16 bytes.
+
+        A tile has 128 bytes at least: in a pipeline's buffers the next one would lie off the alignment.
+        """
         if sub != rows or not x.numel() or not has_tma(x.device):
             return False
         step = _ALIGNMENT // x.element_size()
+        widths = tuple(x.shape[3:])
         return (
-            x.shape[3] == padded(x.shape[3])
+            widths == tuple(map(padded, widths))
+            and math.prod((rows, *widths)) * x.element_size() >= _BUFFER_ALIGNMENT
             and x.data_ptr() % _ALIGNMENT == 0
-            and all(stride > 0 and stride % step == 0 for stride in x.stride()[:3])
+            and all(stride > 0 and stride % step == 0 for stride in x.stride()[:-1])
         )
 
 

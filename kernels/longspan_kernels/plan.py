@@ -1,17 +1,21 @@
 """What the Triton kernels run: a layout and the lengths of a call, turned into lists of tiles and steps.
 
-A program owns a tile of `own` tokens (queries in the forward and for dq, keys for dk and dv) and walks
-through steps of `other` tokens. Both are cut into sub-blocks of `sub` tokens, the layout's block or a
-divisor of it, so a step gathers `other // sub` sub-blocks, from wherever they lie, that at least one sub-
-block of the tile keeps. Sub-blocks that every sub-block of the tile keeps whole come first: those steps
-need no mask. The rest carry a bit for each pair of sub-blocks. Long tiles (global rows and columns) are
-split into segments, combined afterwards in a fixed order, and the items of a head are sorted longest first.
-Heads come one after another: programs that run together then read the keys of few heads, which stay in the
-cache. Nothing larger than the kept blocks is ever built.
+A program owns a tile of tokens (queries in the forward and for dq, keys for dk and dv) and walks through
+steps of others. Both are cut into sub-blocks of `sub` tokens, the layout's block or a divisor of it, so a
+step gathers as many sub-blocks as it has room for, from wherever they lie, that at least one sub-block of the
+tile keeps. Sub-blocks that every sub-block of the tile keeps whole come first: those steps need no mask. The
+rest carry a bit for each pair of sub-blocks. A tile owns neighbouring sub-blocks, but those that keep far
+more than the others (global ones) share tiles among themselves (`longspan_kernels.tiling`).
+
+Long tiles are split into segments, combined afterwards in a fixed order. The longest items come first, so
+that none is left to run alone at the end; the rest goes head by head, longest first: programs that run
+together then read the keys of few heads, which stay in the cache. Nothing larger than the kept blocks is ever
+built.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,9 +25,12 @@ from torch import Tensor
 
 from longspan_kernels.csr import rows_of
 from longspan_kernels.layout import BlockLayout
+from longspan_kernels.tiling import Tiling, make_tiling
 
 # A segment is not shorter than this many steps: shorter ones cost more in partial results than they balance.
-_SEGMENT_STEPS = 128
+_SEGMENT_STEPS = 32
+# Items of so many times the steps of the median one begin before all others.
+_LONG = 2
 # Programs that keep a large GPU busy: a tile longer than its share of the work among so many is split.
 _PROGRAMS = 1056
 # Schedules of recent calls; index tensors in proportion to the kept blocks.
@@ -39,27 +46,33 @@ class Schedule:
             name 0 and have no bit. The row at the end lets a kernel read one step ahead.
         bits: int32 ``[steps + 1]``: bit ``i * slots + j`` says that sub-block ``i`` of the tile keeps slot
             ``j``.
-        items: int32 ``[items, 6]``, head by head, longest first: tile, head (-1: every head), first step,
-            steps that need no mask, steps, and the number of its partial result (-1: it is a whole tile).
+        own: int32 ``[tiles, rows]``, the sub-blocks of each tile; places left over name one behind the end.
+        items: int32 ``[items, 6]``, longest first, from ``longs`` on head by head: tile, head (-1: every
+            head), first step, steps that need no mask, steps, and the number of its partial result (-1: it
+            is a whole tile).
+        longs: number of items that begin before all others, of whichever head.
         splits: int32 ``[split tiles, 4]``: tile, head (-1: every head), first partial result, number of them.
         partials: number of partial results a head.
-        tiles: number of tiles a head.
         shared: whether all heads run the same items.
+        cuts: whether any step needs a mask.
 
     """
 
     columns: Tensor
     bits: Tensor
+    own: Tensor
     items: Tensor
     splits: Tensor
+    longs: int
     partials: int
-    tiles: int
     shared: bool
+    cuts: bool
 
     @property
     def nbytes(self) -> int:
         """Memory of the tables."""
-        return sum(x.numel() * x.element_size() for x in (self.columns, self.bits, self.items, self.splits))
+        tables = (self.columns, self.bits, self.own, self.items, self.splits)
+        return sum(x.numel() * x.element_size() for x in tables)
 
 
 def make_schedule(
@@ -104,18 +117,14 @@ def make_schedule(
     else:
         own, other, own_count, other_count = row, column, q_subs, k_subs
         rows, slots = q_tile // sub, k_tile // sub
-    tiles = -(-own_count // rows)
-    tile_of, tile_columns, tile_bits, whole = _unite(
-        layout_of * tiles + own // rows, own % rows, other, cut, rows, own_count, other_count, tiles
-    )
-    total_tiles = layout.layouts * tiles
-    columns, bits, first, uncut, steps = _steps(
-        tile_of, tile_columns, tile_bits, whole, rows, slots, total_tiles
-    )
+    owner = layout_of * own_count + own
+    tiling = make_tiling(owner, layout.layouts, own_count, rows)
+    tile, columns, bits, whole = _unite(tiling, owner, other, cut, other_count)
+    columns, bits, first, uncut, steps = _steps(tile, columns, bits, whole, slots, tiling)
     if segment_steps is None:
-        work = int(steps.view(layout.layouts, tiles).sum(1)[layout.head_layouts.long()].sum())
+        work = int(steps.view(layout.layouts, -1).sum(1)[layout.head_layouts.long()].sum())
         segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
-    return _items(columns, bits, first, uncut, steps, layout, tiles, segment_steps)
+    return _items(columns, bits, first, uncut, steps, layout, tiling, segment_steps)
 
 
 def _sub_blocks(layout: BlockLayout, q_len: int, k_len: int, sub: int) -> tuple[Tensor, Tensor]:
@@ -161,31 +170,24 @@ def _visibility(
 
 
 def _unite(
-    tile: Tensor,
-    place: Tensor,
-    other: Tensor,
-    cut: Tensor,
-    rows: int,
-    own_count: int,
-    other_count: int,
-    tiles: int,
+    tiling: Tiling, owner: Tensor, other: Tensor, cut: Tensor, other_count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Unite the sub-blocks of each tile: tile, gathered sub-block, bit a place, whether it is kept whole."""
-    key, index = (tile * max(1, other_count) + other).unique(return_inverse=True)
-    bits = torch.zeros_like(key).index_add_(0, index, 1 << place)
+    key, index = (tiling.tile[owner] * max(1, other_count) + other).unique(return_inverse=True)
+    bits = torch.zeros_like(key).index_add_(0, index, 1 << tiling.place[owner])
     uncut = torch.zeros_like(key).index_add_(0, index, (~cut).long())
     tile, other = key // max(1, other_count), key % max(1, other_count)
-    # Places of the last tile behind the end of the sequence hold nothing that a mask could protect.
-    present = (own_count - tile % max(1, tiles) * rows).clamp(max=rows)
-    return tile, other, bits, uncut == present
+    # Places that are left over hold nothing that a mask could protect.
+    return tile, other, bits, uncut == tiling.present[tile]
 
 
 def _steps(
-    tile: Tensor, column: Tensor, bits: Tensor, whole: Tensor, rows: int, slots: int, tiles: int
+    tile: Tensor, column: Tensor, bits: Tensor, whole: Tensor, slots: int, tiling: Tiling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pack each tile's sub-blocks into steps, whole ones first: columns, bits, first step, uncut steps,
     steps.
     """
+    tiles, rows = tiling.own.shape
     whole_count = torch.bincount(tile[whole], minlength=tiles)
     uncut = whole_count // slots
     # Whole sub-blocks that do not fill a step go with the others.
@@ -226,11 +228,16 @@ def _items(
     uncut: Tensor,
     steps: Tensor,
     layout: BlockLayout,
-    tiles: int,
+    tiling: Tiling,
     segment_steps: int,
 ) -> Schedule:
-    """Split long tiles, give heads with layouts of their own their items; each head's longest come first."""
-    segments = (-(-steps // segment_steps)).clamp(min=1)
+    """Split long tiles, give heads with layouts of their own their items, and put all in their order."""
+    rows = tiling.own.shape[1]
+    # A tile of one sub-block is known by that, whatever its layout; others by their row of the table.
+    own = tiling.own if rows > 1 else tiling.own[: tiling.per_layout]
+    name = torch.arange(steps.numel()) if rows > 1 else tiling.own[:, 0]
+    # A tile that meets nothing has its zeros to write, one without sub-blocks has not.
+    segments = (-(-steps // segment_steps)).clamp(min=1) * (tiling.present > 0)
     tile = torch.arange(steps.numel()).repeat_interleave(segments)
     number = torch.arange(tile.numel()) - (segments.cumsum(0) - segments)[tile]
     # Segments of a tile are of nearly equal length.
@@ -241,12 +248,12 @@ def _items(
     partials = int(is_split.sum())
     free = (uncut[tile] - start).clamp(min=0).minimum(stop - start)
     item = torch.stack(
-        [tile % max(1, tiles), torch.full_like(tile, -1), first[tile] + start, free, stop - start, partial], 1
+        [name[tile], torch.full_like(tile, -1), first[tile] + start, free, stop - start, partial], 1
     )
     split_tile = (segments > 1).nonzero()[:, 0]
     split = torch.stack(
         [
-            split_tile % max(1, tiles),
+            name[split_tile],
             torch.full_like(split_tile, -1),
             (segments * (segments > 1)).cumsum(0)[split_tile] - segments[split_tile],
             segments[split_tile],
@@ -255,12 +262,22 @@ def _items(
     )
     shared = layout.layouts == 1
     if not shared:
-        item = _per_head(item, tile // max(1, tiles), layout)
-        split = _per_head(split, split_tile // max(1, tiles), layout)
+        item = _per_head(item, tile // max(1, tiling.per_layout), layout)
+        split = _per_head(split, split_tile // max(1, tiling.per_layout), layout)
+    item, longs = _ordered(item)
+    item, split, own = item.to(torch.int32), split.to(torch.int32), own.to(torch.int32)
+    cuts = bool((item[:, 4] > item[:, 3]).any())
+    return Schedule(columns, bits, own, item, split, longs, partials, shared, cuts)
+
+
+def _ordered(item: Tensor) -> tuple[Tensor, int]:
+    """Put the longest items first, the others head by head; also how many come first."""
+    if not item.numel():
+        return item, 0
     item = item[(-item[:, 4]).argsort(stable=True)]
-    if not shared:
-        item = item[item[:, 1].argsort(stable=True)]
-    return Schedule(columns, bits, item.to(torch.int32), split.to(torch.int32), partials, tiles, shared)
+    long = item[:, 4] > _LONG * item[:, 4].median()
+    rest = item[~long]
+    return torch.cat([item[long], rest[rest[:, 1].argsort(stable=True)]]), int(long.sum())
 
 
 def _per_head(table: Tensor, layout_of: Tensor, layout: BlockLayout) -> Tensor:
@@ -304,10 +321,8 @@ def schedule_for(
             layout, q_len, k_len, left, right, q_tile=q_tile, k_tile=k_tile, by_keys=by_keys,
             segment_steps=None if split else 2**31 - 1,
         )  # fmt: skip
-        columns, bits, items, splits = (
-            x.to(device) for x in (made.columns, made.bits, made.items, made.splits)
-        )
-        made = Schedule(columns, bits, items, splits, made.partials, made.tiles, made.shared)
+        tables = ("columns", "bits", "own", "items", "splits")
+        made = dataclasses.replace(made, **{name: getattr(made, name).to(device) for name in tables})
         _schedules[key] = made
         while len(_schedules) > _KEPT:
             _schedules.popitem(last=False)

@@ -70,11 +70,12 @@ class _Call:
             q_tile=size.q_tile, k_tile=size.k_tile, by_keys=by_keys, split=split,
         )  # fmt: skip
 
-    def shape(self, size: Size, schedule: Schedule) -> Shape:
+    def shape(self, arguments: Arguments, size: Size, schedule: Schedule) -> Shape:
         dim, value_dim = self.q[3], self.v[3]
+        bare = arguments.scale > 0 and not masks_of(arguments).ANY.value
         return Shape(*map(tl.constexpr, (
             dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, self.sub(size),
-            schedule.shared, "ieee",
+            schedule.shared, schedule.cuts, bare, "ieee",
         )))  # fmt: skip
 
     def programs(self, table: Tensor, schedule: Schedule) -> tuple[int]:
@@ -93,7 +94,10 @@ class _Call:
 
 
 def _tables(schedule: Schedule) -> tuple[Any, ...]:
-    return schedule.columns, schedule.bits, schedule.items, schedule.items.shape[0], schedule.partials
+    return (
+        schedule.columns, schedule.bits, schedule.own, schedule.items, schedule.items.shape[0],
+        schedule.longs, schedule.partials,
+    )  # fmt: skip
 
 
 class Forward:
@@ -106,7 +110,7 @@ class Forward:
         size = self._size = (sizes or call.sizes()).forward
         self.settled = sizes is not None or call.settled()
         schedule = self._schedule = call.schedule(arguments, size, by_keys=False)
-        self._shape = call.shape(size, schedule)
+        self._shape = call.shape(arguments, size, schedule)
         self._tables, self._lengths = _tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
@@ -129,8 +133,9 @@ class Forward:
         if schedule.partials:
             heads, q_len, lead, width, wide = self._combined
             self._combine(
-                out, lse, partial_out, partial_lse, schedule.splits, schedule.splits.shape[0],
-                schedule.partials, heads, q_len, lead, width, wide, size.q_tile, schedule.shared,
+                out, lse, partial_out, partial_lse, schedule.own, schedule.splits, schedule.splits.shape[0],
+                schedule.partials, heads, q_len, lead, width, wide, size.q_tile, call.sub(size),
+                schedule.shared,
             )  # fmt: skip
         return out, lse
 
@@ -158,7 +163,7 @@ class Backward:
         self._row_sums = self._bias and shape[3] == 1
         self._column_sums = self._bias and not self._row_sums and shape[2] == 1
         self._queries = _Queries(call, arguments, sizes.queries, k, v, self._row_sums, table_gradient)
-        self._keys = _Keys(call, arguments, sizes.keys, q, grad, self._column_sums)
+        self._keys = _Keys(call, arguments, sizes.keys, q, grad, self._statistics(), self._column_sums)
         pairs = self._bias and not self._row_sums and not self._column_sums
         self._pairs = _Pairs(call, arguments, sizes.bias, tuple(shape)) if pairs else None
 
@@ -174,8 +179,8 @@ class Backward:
         arguments: Arguments,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return the gradients of q, k, v, the bias and the table."""
-        call, bias = self._call, arguments.bias if self._bias else None
-        delta, log2 = torch.empty(2, *call.q[:3], dtype=torch.float32, device=call.device)
+        bias = arguments.bias if self._bias else None
+        log2, delta = self._statistics()
         common = (
             arguments.scale * _LOG2E, arguments.scale, arguments.left, arguments.right, masks_of(arguments),
             dropout_of(arguments),
@@ -196,6 +201,10 @@ class Backward:
             dbias = column_sums[:, :, None]
         return dq, dk, dv, dbias.sum_to_size(bias.shape).to(bias.dtype), dtable
 
+    def _statistics(self) -> Tensor:
+        """Room for what dq's kernel tells the others of each query: log2 and delta."""
+        return torch.empty(2, *self._call.q[:3], dtype=torch.float32, device=self._call.device)
+
 
 class _Queries:
     """dq, and for the other kernels of the backward what they need of each query."""
@@ -212,18 +221,18 @@ class _Queries:
     ) -> None:
         self._call, self._size, self._sums = call, size, row_sums
         schedule = self._schedule = call.schedule(arguments, size, by_keys=False, split=not row_sums)
-        self._shape = call.shape(size, schedule)
+        self._shape = call.shape(arguments, size, schedule)
         self._tables, self._lengths = _tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
         programs = self._programs = call.programs(schedule.items, schedule)
         self._table_sums = table_sums
-        # Where heads have items of their own, how many each has: they come in the order of the heads.
+        # Where heads have items of their own, which those of each head are.
         self._items = None
         if table_sums and not schedule.shared:
-            self._items = schedule.items[:, 1].long().bincount(minlength=call.heads).tolist()
+            self._items = [(schedule.items[:, 1] == head).nonzero()[:, 0] for head in range(call.heads)]
         self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch())
-        self._add = _Add(call, schedule, call.q[2], call.lead, call.q[3], size.q_tile)
+        self._add = _Add(call, schedule, call.q[2], call.lead, call.q[3], size.q_tile, call.sub(size))
 
     def __call__(
         self,
@@ -261,26 +270,36 @@ class _Queries:
         if self._schedule.shared:
             return sums.view(self._call.heads, -1, sums.shape[1]).sum(1)
         assert self._items is not None
-        return torch.stack([part.sum(0) for part in sums.split(self._items)])
+        return torch.stack([sums[items].sum(0) for items in self._items])
 
 
 class _Keys:
     """dk and dv."""
 
     def __init__(
-        self, call: _Call, arguments: Arguments, size: Size, q: Tensor, grad: Tensor, column_sums: bool
+        self,
+        call: _Call,
+        arguments: Arguments,
+        size: Size,
+        q: Tensor,
+        grad: Tensor,
+        statistics: Tensor,
+        column_sums: bool,
     ) -> None:
         self._call, self._size, self._sums = call, size, column_sums
         schedule = self._schedule = call.schedule(arguments, size, by_keys=True, split=not column_sums)
-        self._shape = call.shape(size, schedule)
+        self._shape = call.shape(arguments, size, schedule)
         self._tables, self._lengths = _tables(schedule), call.lengths()
         # With a lead the blocks of queries do not begin at multiples of the tile.
-        fetched = call.lead == 0 and all(Tiles.serve(x, size.q_tile, call.sub(size)) for x in (q, grad))
-        self._q_tiles, self._grad_tiles = (Tiles(x, size.q_tile) if fetched else None for x in (q, grad))
+        sub, wanted = call.sub(size), (q, grad, *statistics)
+        served = [call.lead == 0 and Tiles.serve(x, size.q_tile, sub) for x in wanted]
+        # Both of q and the gradient, and both of the others.
+        served = [served[0] and served[1]] * 2 + [served[2] and served[3]] * 2
+        self._tiles = [Tiles(x, size.q_tile) if its else None for x, its in zip(wanted, served, strict=True)]
         programs = call.programs(schedule.items, schedule)
         self._differentiate = Launch(backward_kernels.differentiate_keys, programs, size.launch())
-        self._add_k = _Add(call, schedule, call.k[2], 0, call.q[3], size.k_tile)
-        self._add_v = _Add(call, schedule, call.k[2], 0, call.v[3], size.k_tile)
+        self._add_k = _Add(call, schedule, call.k[2], 0, call.q[3], size.k_tile, call.sub(size))
+        self._add_v = _Add(call, schedule, call.k[2], 0, call.v[3], size.k_tile, call.sub(size))
 
     def __call__(
         self,
@@ -305,8 +324,7 @@ class _Keys:
         partial_dv = call.partials(self._schedule, delta, tile, call.v[3])
         self._differentiate(
             operand(q), operand(k), operand(v), operand(grad), log2, delta, dk, dv, partial_dk, partial_dv,
-            sums, _of(self._q_tiles, q), _of(self._grad_tiles, grad), *self._tables, *self._lengths, *common,
-            self._shape,
+            sums, *self._fetched(q, grad, log2, delta), *self._tables, *self._lengths, *common, self._shape,
         )  # fmt: skip
         self._add_k(dk, partial_dk)
         self._add_v(dv, partial_dv)
@@ -315,16 +333,19 @@ class _Keys:
             dv = dv.view(batch, -1, call.group, k_len, call.v[3]).sum(2).to(call.dtype)
         return dk, dv, sums
 
+    def _fetched(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return tuple(_of(tiles, x) for tiles, x in zip(self._tiles, tensors, strict=True))
+
 
 class _Add:
     """The sum of what the segments of split tiles computed."""
 
     def __init__(
-        self, call: _Call, schedule: Schedule, length: int, lead: int, width: int, tile: int
+        self, call: _Call, schedule: Schedule, length: int, lead: int, width: int, tile: int, sub: int
     ) -> None:
         self._tail = (
-            schedule.splits, schedule.splits.shape[0], schedule.partials, call.heads, length, lead, width,
-            padded(width), tile, schedule.shared,
+            schedule.own, schedule.splits, schedule.splits.shape[0], schedule.partials, call.heads, length,
+            lead, width, padded(width), tile, sub, schedule.shared,
         )  # fmt: skip
         self._split = schedule.partials > 0
         self._add = Launch(backward_kernels.add_segments, call.programs(schedule.splits, schedule))
@@ -343,9 +364,11 @@ class _Pairs:
         self._dbias = (bias[0], own_heads, call.q[2], call.k[2])
         batches, batch_step = (1, 1) if bias[0] == call.batch else (call.batch, 0)
         heads, head_step = (call.heads, 0) if schedule.shared and bias[1] != call.heads else (1, 1)
-        self._head = (schedule.columns, schedule.bits, schedule.items, call.heads, batches, heads)
+        self._head = (
+            schedule.columns, schedule.bits, schedule.own, schedule.items, call.heads, batches, heads,
+        )  # fmt: skip
         self._lengths = (batch_step, head_step, *call.lengths()[1:])
-        self._shape = call.shape(size, schedule)
+        self._shape = call.shape(arguments, size, schedule)
         grid = (schedule.items.shape[0], bias[0], own_heads if schedule.shared else 1)
         self._differentiate = Launch(bias_kernels.differentiate_bias, grid, size.launch())
 

@@ -106,6 +106,9 @@ class Shape(NamedTuple):
         BN: keys a step or tile.
         SUB: tokens of the sub-blocks that a step gathers.
         SHARED: whether all heads run the same items.
+        CUTS: whether any step of the schedule needs a mask.
+        BARE: whether scores are scaled last, in one instruction with what is subtracted in the exponent: the
+            scale is positive, so that the largest product is the largest score, and nothing is added.
         PRECISION: how float32 products are computed.
 
     """
@@ -118,6 +121,8 @@ class Shape(NamedTuple):
     BN: Any
     SUB: Any
     SHARED: Any
+    CUTS: Any
+    BARE: Any
     PRECISION: Any
 
 
@@ -136,7 +141,7 @@ class Item(NamedTuple):
 
     Attributes:
         b: batch entry, int64; h: query head; kv_head: its key head; head: b * H + h, int64.
-        tile: number of the tile.
+        tile: number of the tile; turn: number of the item among those of its head, or of all heads.
         start, cut, stop: steps from start to cut need no mask, those from cut to stop do.
         partial: number of the partial result, -1 for a whole tile.
 
@@ -147,6 +152,7 @@ class Item(NamedTuple):
     kv_head: Any
     head: Any
     tile: Any
+    turn: Any
     start: Any
     cut: Any
     stop: Any
@@ -154,30 +160,47 @@ class Item(NamedTuple):
 
 
 @triton.jit
-def turn_of(table, count, H, WIDTH: tl.constexpr, SHARED: tl.constexpr):
-    """Batch entry (int64), head, and row of a work list [count, WIDTH] for this program.
+def turn_of(table, count, longs, H, WIDTH: tl.constexpr, SHARED: tl.constexpr):
+    """Batch entry (int64), head, and number and row of a work list [count, WIDTH] for this program.
 
-    Heads, or batch entries where heads have items of their own, come one after another, so that the programs
-    that run together read the keys of few heads: those stay in the cache.
+    The first rows of the list, the long ones, come first for all heads: one that began last would run on
+    alone. Of the others heads, or batch entries where heads have items of their own, come one after another,
+    so that the programs that run together read the keys of few heads: those stay in the cache.
     """
     program = tl.program_id(0)
-    row = table + (program % count) * WIDTH
-    outer = program // count
-    if SHARED:
-        return (outer // H).to(tl.int64), outer % H, row
+    outers = tl.num_programs(0) // count
+    if program < longs * outers:
+        turn = program % longs
+        outer = program // longs
     else:
-        return outer.to(tl.int64), tl.load(row + 1), row
+        rest = program - longs * outers
+        turn = longs + rest % (count - longs)
+        outer = rest // (count - longs)
+    row = table + turn * WIDTH
+    if SHARED:
+        return (outer // H).to(tl.int64), outer % H, turn, row
+    else:
+        return outer.to(tl.int64), tl.load(row + 1), turn, row
 
 
 @triton.jit
-def item_of(items, count, H, group, SHARED: tl.constexpr):
+def item_of(items, count, longs, H, group, SHARED: tl.constexpr):
     """Read this program's item."""
-    b, h, row = turn_of(items, count, H, 6, SHARED)
+    b, h, turn, row = turn_of(items, count, longs, H, 6, SHARED)
     start = tl.load(row + 2)
     return Item(
-        b, h, h // group, b * H + h, tl.load(row), start, start + tl.load(row + 3), start + tl.load(row + 4),
-        tl.load(row + 5),
+        b, h, h // group, b * H + h, tl.load(row), turn, start, start + tl.load(row + 3),
+        start + tl.load(row + 4), tl.load(row + 5),
     )  # fmt: skip
+
+
+@triton.jit
+def own_tokens(own, tile, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.constexpr):
+    """Positions of every STRIDE-th token of a tile, int32 [TILE // STRIDE]."""
+    if TILE // SUB == 1:
+        return tile * TILE + tl.arange(0, TILE // STRIDE) * STRIDE
+    else:
+        return tokens(starts(own, tile, TILE, SUB, STRIDE), TILE, SUB, STRIDE)
 
 
 @triton.jit
@@ -237,11 +260,16 @@ def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT: tl.const
 def scored_keys(
     q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT: tl.constexpr
 ):  # fmt: skip
-    """Gather a step's keys and score them: their positions [BN], k, v, and what `strike` leaves [BM, BN]."""
+    """Gather a step's keys and score them: their positions [BN], k, v, and what `strike` leaves [BM, BN].
+
+    With BARE scores are products of queries and keys that are not scaled yet.
+    """
     slots: tl.constexpr = shape.BN // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
     n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT)
-    scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION) * scale
+    scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION)
+    if not shape.BARE:
+        scores *= scale
     if CUT or masks.ANY:
         own_sub = tl.arange(0, shape.BM) // shape.SUB
         slot = tl.arange(0, shape.BN) // shape.SUB

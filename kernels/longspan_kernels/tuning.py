@@ -16,8 +16,8 @@ import torch
 # Compute capability of an NVIDIA GPU, as (9, 0), or the name of an AMD architecture, as "gfx942".
 Architecture = tuple[int, int] | str
 DIMS = (64, 128, 256)
-# A step gathers several blocks that are smaller than this. The table knows no more of a block.
-WHOLE_BLOCK = 64
+# Larger blocks are cut into sub-blocks, and need no entries of their own.
+BLOCKS = (16, 32, 64)
 _TILES = (16, 32, 64, 128, 256)
 _WARPS = (1, 2, 4, 8, 16)
 
@@ -84,32 +84,26 @@ class Kind:
 
     Attributes:
         dim: the head dimension rounded up to one of `DIMS`.
-        gathered: whether a step gathers blocks smaller than `WHOLE_BLOCK` tokens.
+        block: tokens a block, one of `BLOCKS`; the last one stands for all that are larger.
 
     """
 
     dim: int
-    gathered: bool
-
-    @property
-    def block(self) -> int:
-        """The block that stands for its class where sizes are timed, in tokens."""
-        return 16 if self.gathered else WHOLE_BLOCK
+    block: int
 
 
-# Chosen by a sweep on an H100 in bfloat16, at 16,384 tokens, on BigBird and LocalSlidingWindow; that sweep is
-# not recorded, so nothing here is claimed to be the best.
 _HOPPER = {
-    Kind(64, False): Sizes(
-        Size(64, 64, 3, 4), Size(64, 64, 3, 4), Size(64, 64, 2, 4, 168), Size(32, 32, 1, 4)
+    Kind(64, 16): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)),
+    Kind(64, 32): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)),
+    Kind(64, 64): Sizes(
+        Size(64, 64, 2, 4), Size(64, 64, 2, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)
     ),
-    Kind(64, True): Sizes(
-        Size(64, 64, 2, 4, 128), Size(64, 64, 2, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)
-    ),
-    Kind(128, False): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
-    Kind(128, True): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
-    Kind(256, False): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
-    Kind(256, True): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
+    Kind(128, 16): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(32, 64, 2, 4), Size(32, 32, 1, 4)),
+    Kind(128, 32): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(32, 64, 2, 4), Size(32, 32, 1, 4)),
+    Kind(128, 64): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(32, 64, 2, 4), Size(32, 32, 1, 4)),
+    Kind(256, 16): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
+    Kind(256, 32): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
+    Kind(256, 64): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
 }
 TABLE: dict[Architecture, dict[Kind, Sizes]] = {(9, 0): _HOPPER}
 # Products of float32 run on the ordinary units: small tiles keep them in registers.
@@ -126,7 +120,7 @@ def kind_of(dim: int, block: int) -> Kind:
         block: tokens a block.
 
     """
-    return Kind(next(limit for limit in DIMS if dim <= limit), block < WHOLE_BLOCK)
+    return Kind(next(limit for limit in DIMS if dim <= limit), min(block, BLOCKS[-1]))
 
 
 @functools.cache

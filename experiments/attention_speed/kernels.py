@@ -1,0 +1,93 @@
+"""What each kernel of a call takes on a GPU: times of the whole suite's cells, kernel by kernel.
+
+    python experiments/attention_speed/kernels.py bigbird/b64/d64/16384 dense/b64/d64/16384
+    python experiments/attention_speed/kernels.py --once CELL   # one call and no more, to run under a profiler
+
+For instance, where Nsight Compute is there:
+
+    ncu --clock-control none --set full -k regex:'attend|differentiate' \
+        python experiments/attention_speed/kernels.py --once bigbird/b64/d64/16384
+
+bfloat16, the public autograd call; the mean over ten calls, the L2 cache flushed before each. TFLOP/s count kept pairs of
+a query and a key: 4 operations a pair and dimension forward, 6 for dq and 8 for dk and dv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import suite
+import timing
+import torch
+from measure import both, inputs, ours
+from torch.profiler import ProfilerActivity, profile
+
+CALLS = 10
+# Matrix products of a kept pair, by kernel: 2 operations a dimension each.
+PRODUCTS = {"attend": 2, "differentiate_queries": 3, "differentiate_keys": 4}
+
+
+def cell_named(name: str) -> suite.Cell:
+    """Find a cell of the suite.
+
+    Raises:
+        SystemExit: there is none of that name.
+
+    """
+    cells = {cell.name: cell for cell in suite.suite()}
+    if name not in cells:
+        raise SystemExit(f"no cell is named {name!r}; gpu.py --list prints them")
+    return cells[name]
+
+
+def kernel_times(cell: suite.Cell, once: bool = False) -> dict[str, Any]:
+    """Give the mean milliseconds of each kernel that a forward and backward launches, and its TFLOP/s."""
+    device = torch.device("cuda", 0)
+    layout = cell.layout()
+    qkv, grad = inputs(cell, device)
+    call = ours(cell, layout).attend
+    both(call, qkv, grad)
+    if once:
+        torch.cuda.synchronize()
+        return {}
+    flush = torch.empty(2**28, dtype=torch.uint8, device=device)
+    both(call, qkv, grad)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(CALLS):
+            flush.zero_()
+            both(call, qkv, grad)
+        torch.cuda.synchronize()
+    operations = cell.batch * layout.flops(cell.length, cell.dim)  # of the forward: two products
+    found = {}
+    for event in recorded.key_averages():
+        if "fill" in event.key.lower() or "memset" in event.key.lower():
+            continue
+        ms = event.device_time_total / CALLS / 1e3
+        found[event.key] = {"ms": round(ms, 4)}
+        if event.key in PRODUCTS:
+            found[event.key]["tflops"] = round(operations * PRODUCTS[event.key] / 2 / ms * 1e-9, 1)
+    return found
+
+
+def main() -> None:
+    """Print a line of JSON a cell."""
+    parser = argparse.ArgumentParser(description="Time the kernels of a call one by one.")
+    parser.add_argument("cells", nargs="+", help="names as gpu.py --list prints them")
+    parser.add_argument("--once", action="store_true", help="call once and stop, for a profiler around it")
+    parser.add_argument("--out", type=Path, help="a file to append the lines to")
+    options = parser.parse_args()
+    for name in options.cells:
+        found = kernel_times(cell_named(name), options.once)
+        line = json.dumps({"cell": name, **timing.machine(torch.device("cuda", 0)), "kernels": found})
+        print(line if not options.once else f"{name}: called", flush=True)
+        if options.out is not None and not options.once:
+            with options.out.open("a") as file:
+                file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
