@@ -1,15 +1,15 @@
 """What each kernel of a call takes on a GPU: times of the whole suite's cells, kernel by kernel.
 
     python experiments/attention_speed/kernels.py bigbird/b64/d64/16384 dense/b64/d64/16384
-    python experiments/attention_speed/kernels.py --once CELL   # one call and no more, to run under a profiler
+    python experiments/attention_speed/kernels.py --once CELL   # one call, to run under a profiler
 
 For instance, where Nsight Compute is there:
 
     ncu --clock-control none --set full -k regex:'attend|differentiate' \
         python experiments/attention_speed/kernels.py --once bigbird/b64/d64/16384
 
-bfloat16, the public autograd call; the mean over ten calls, the L2 cache flushed before each. TFLOP/s count kept pairs of
-a query and a key: 4 operations a pair and dimension forward, 6 for dq and 8 for dk and dv.
+bfloat16, the public autograd call; the mean over ten calls, the L2 cache flushed before each. TFLOP/s count
+kept pairs of a query and a key: 4 operations a pair and dimension forward, 6 for dq and 8 for dk and dv.
 """
 
 from __future__ import annotations

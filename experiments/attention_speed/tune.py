@@ -67,6 +67,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64], choices=tuning.DIMS)
     parser.add_argument("--blocks", type=int, nargs="+", default=[16, 64], choices=(16, 32, 64, 128))
     parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
+    parser.add_argument(
+        "--nearest", type=int, help="so many sizes a kernel, those like the present one first"
+    )
     parser.add_argument("--minutes", type=float, help="stop before so long (default: when all is done)")
     parser.add_argument("--out", type=Path, default=HERE / "tune.jsonl", help="JSON lines, appended to")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="that compile")
@@ -80,8 +83,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def grid(kernel: str, block: int, present: Size) -> list[Size]:
-    """List the sizes to time beside the present one, those that differ from it in the least first."""
-    # Tokens of the tile and of a step, warps; of tiles under 64 a warp's own products serve, not a warp group's.
+    """List the sizes to time beside the present one, those that differ from it in the least first.
+
+    Before them all comes that of one small block a tile and step, which serves scattered layouts.
+    """
+    # Tokens of the tile and of a step, warps. Tiles under 64 take the products of a warp, not a warp group's.
     pairs = [(64, 64, 4), (64, 32, 4)]
     pairs += [(64, 128, 4), (128, 64, 8)] if block >= 64 else [(32, 64, 4), (32, 32, 1), (16, 16, 1)]
     found = []
@@ -97,7 +103,8 @@ def grid(kernel: str, block: int, present: Size) -> list[Size]:
     def distance(size: Size) -> int:
         return sum(getattr(size, one.name) != getattr(present, one.name) for one in dataclasses.fields(Size))
 
-    return sorted(found, key=distance)  # stable
+    scattered = Size(block, block, 3, 1)
+    return sorted(found, key=lambda size: -1 if size == scattered else distance(size))  # stable
 
 
 def present_sizes(dim: int, block: int) -> Sizes:
@@ -117,14 +124,14 @@ def base_sizes(dim: int, block: int) -> Sizes:
 
 
 def planned(
-    dims: Sequence[int], blocks: Sequence[int], kernels: Sequence[str]
+    dims: Sequence[int], blocks: Sequence[int], kernels: Sequence[str], nearest: int | None = None
 ) -> Iterator[tuple[str, int, int, Size, list[Size]]]:
     """Yield kernel, head dimension, block, present size and the sizes to time beside it."""
     for dim in dims:
         for block in blocks:
             for kernel in kernels:
                 present = getattr(present_sizes(dim, block), kernel)
-                yield kernel, dim, block, present, grid(kernel, block, present)
+                yield kernel, dim, block, present, grid(kernel, block, present)[:nearest]
 
 
 def identity(device: torch.device) -> dict[str, Any]:
@@ -187,15 +194,20 @@ def workers(number: int) -> Iterator[Executor | None]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def compile_all(tasks: Sequence[Task], pool: Executor | None, seconds: float) -> None:
-    """Compile in all processes at once; what they leave, as after the time is over, is compiled later on."""
-    if pool is None:
-        return
+def compile_ahead(
+    tasks: Sequence[Task], pool: Executor | None
+) -> dict[Task, concurrent.futures.Future[None]]:
+    """Begin to compile in all processes at once."""
+    return {} if pool is None else {task: pool.submit(compile_one, task) for task in tasks}
+
+
+def wait_for(
+    waiting: dict[Task, concurrent.futures.Future[None]], tasks: Sequence[Task], seconds: float
+) -> None:
+    """Wait until tasks are compiled; what is not by then, as after the time is over, is compiled later on."""
     with contextlib.suppress(concurrent.futures.BrokenExecutor):
-        waiting = [pool.submit(compile_one, task) for task in tasks]
-        _, late = concurrent.futures.wait(waiting, timeout=None if math.isinf(seconds) else max(0, seconds))
-        for one in late:
-            one.cancel()
+        mine = [waiting[task] for task in tasks if task in waiting]
+        concurrent.futures.wait(mine, timeout=None if math.isinf(seconds) else max(0, seconds))
 
 
 @contextlib.contextmanager
@@ -305,39 +317,45 @@ def sweep(options: argparse.Namespace, deadline: float) -> None:
     there = [one for one in load(options.out) if all(one[name] == value for name, value in who.items())]
     done = {name_of_record(record) for record in there}
     slowest = 0.0
+    groups = []
+    wanted = planned(options.head_dim, options.blocks, options.kernels, options.nearest)
+    for kernel, dim, block, _, sizes in wanted:
+        missing = [size for size in sizes if name_of(kernel, dim, block, size) not in done]
+        label = f"{kernel}, head dimension {dim}, block {block}"
+        print(f"{label}: {len(missing)} sizes to time, {len(sizes) - len(missing)} there", flush=True)
+        groups += [(kernel, dim, block, missing[i : i + GROUP]) for i in range(0, len(missing), GROUP)]
+    tasks = {
+        number: [(kernel, dim, block, size) for size in (getattr(base_sizes(dim, block), kernel), *sizes)]
+        for number, (kernel, dim, block, sizes) in enumerate(groups)
+    }
     with workers(options.workers) as pool:
-        for kernel, dim, block, _, sizes in planned(options.head_dim, options.blocks, options.kernels):
-            missing = [size for size in sizes if name_of(kernel, dim, block, size) not in done]
-            label = f"{kernel}, head dimension {dim}, block {block}"
-            print(f"{label}: {len(missing)} sizes to time, {len(sizes) - len(missing)} there", flush=True)
+        waiting = compile_ahead([task for its in tasks.values() for task in its], pool)
+        for number, (kernel, dim, block, sizes) in enumerate(groups):
+            if time.monotonic() + 1.2 * slowest > deadline:
+                print("no time left; run again to go on")
+                return
+            wait_for(waiting, tasks[number], deadline - time.monotonic())
+            began, base = time.monotonic(), base_sizes(dim, block)
             about = {"kernel": kernel, "dim": dim, "block": block, **who, "date": timing.today()}
-            for start in range(0, len(missing), GROUP):
-                began = time.monotonic()
-                if began + 1.2 * slowest > deadline:
-                    print("no time left; run again to go on")
-                    return
-                group, base = missing[start : start + GROUP], base_sizes(dim, block)
-                tasks = [(kernel, dim, block, size) for size in (getattr(base, kernel), *group)]
-                compile_all(tasks, pool, deadline - began)
-                try:
-                    records = time_group(kernel, group, base, problems(dim, block), cuda_milliseconds)
-                except SizeLostError as lost:
-                    # A line of its own, so that the next run goes past the size.
-                    line = {**about, "size": dataclasses.asdict(lost.size), "error": str(lost)}
-                    append(options.out, [line])
-                    print(f"{lost.size}: {lost}\nthe device is lost; run again to go on after this size")
-                    sys.exit(3)
-                append(options.out, [{**about, **record} for record in records])
-                slowest = max(slowest, time.monotonic() - began)
-                for record in records:
-                    print(f"  {Size(**record['size'])}: {record.get('error') or record['ms']}", flush=True)
+            try:
+                records = time_group(kernel, sizes, base, problems(dim, block), cuda_milliseconds)
+            except SizeLostError as lost:
+                # A line of its own, so that the next run goes past the size.
+                append(options.out, [{**about, "size": dataclasses.asdict(lost.size), "error": str(lost)}])
+                print(f"{lost.size}: {lost}\nthe device is lost; run again to go on after this size")
+                sys.exit(3)
+            append(options.out, [{**about, **record} for record in records])
+            slowest = max(slowest, time.monotonic() - began)
+            for record in records:
+                print(f"  {Size(**record['size'])}: {record.get('error') or record['ms']}", flush=True)
 
 
 def plan(options: argparse.Namespace) -> str:
     """Write what would be timed."""
     lines = [f"patterns: {', '.join(PATTERNS)} at {TUNING_LENGTH} tokens; held out: {', '.join(HELD_OUT)}"]
     total = 0
-    for kernel, dim, block, present, sizes in planned(options.head_dim, options.blocks, options.kernels):
+    wanted = planned(options.head_dim, options.blocks, options.kernels, options.nearest)
+    for kernel, dim, block, present, sizes in wanted:
         total += len(sizes)
         lines.append(f"{kernel}, head dimension {dim}, block {block}: {len(sizes)} beside {literal(present)}")
         lines += [f"    {literal(size)}" for size in sizes]

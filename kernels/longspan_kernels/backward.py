@@ -13,14 +13,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longspan_kernels.bundles import Extent, Work
 from longspan_kernels.tiles import (
     LOG2E,
-    Extent,
     base_of,
     item_of,
     kept_by_keys_inside,
     kept_by_keys_outside,
     load_rows,
+    own_slice,
     own_tokens,
     place_of,
     scored_keys,
@@ -35,21 +36,20 @@ from longspan_kernels.tiles import (
 @triton.jit
 def _walk_queries(
     q, grad, lse, delta, dq, sums, of_buckets, start, stop, columns, bits, k, v, k_desc, v_desc, item, m,
-    extent, scale, masks, dropout, shape, ROW_SUMS: tl.constexpr, BUCKETS: tl.constexpr, CUT: tl.constexpr,
+    extent, scale, masks, dropout, shape, ROW_SUMS: tl.constexpr, BUCKETS: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """Add to dq what the keys of the steps give.
 
     With ROW_SUMS the scores' gradients are added to sums [BM], with BUCKETS to those of their buckets.
     """
-    masked: tl.constexpr = CUT or masks.ANY
     at = starts(columns, start, shape.BN, shape.SUB, 1)
     for step in range(start, stop):
         at_next = starts(columns, step + 1, shape.BN, shape.SUB, 1)
         n, k_tile, v_tile, scores = scored_keys(
-            q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT
+            q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, MASK
         )
         scores = scores * scale - lse[:, None] if shape.BARE else scores - lse[:, None]
-        if masked:
+        if masks.ANY:
             # Added masks may be so large that one rounding of the log-sum-exp is many units.
             scores = tl.minimum(scores, 0.0)
         p = tl.exp2(scores)
@@ -80,11 +80,11 @@ def _walk_queries(
 
 
 @triton.jit(
-    do_not_specialize=["count", "longs", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"]
+    do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "k_len", "lead", "left", "right"]
 )
 def differentiate_queries(
     q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq_ptr, partial_ptr, row_sums_ptr,
-    bucket_sums_ptr, k_desc, v_desc, columns, bits, own, items, count, longs, partials, H, group, q_len,
+    bucket_sums_ptr, k_desc, v_desc, columns, bits, own, items, longs, rest, first, partials, H, q_len,
     k_len, lead, scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Compute dq of one item, head and batch entry: contiguous [B, H, q_len, D]; segments write partial sums.
@@ -97,7 +97,7 @@ def differentiate_queries(
     split then), for a bias that is one number a query. With bucket_sums each program sums them by the
     bucket of their distance into float32 [programs, PADDED], for a table of biases.
     """
-    item = item_of(items, count, longs, H, group, shape.SHARED)
+    item = item_of(items, Work(longs, rest, first), H, shape)
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
@@ -121,15 +121,20 @@ def differentiate_queries(
     buckets: tl.constexpr = bucket_sums_ptr is not None
     of_buckets = tl.zeros([masks.distances.PADDED if buckets else 1], dtype=tl.float32)
     # Only where there are steps, as in the forward.
-    if item.start < item.cut:
+    if item.start < item.bitten:
         dq, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.start, item.cut, columns, bits, k, v,
-            k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, False,
+            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.start, item.bitten, columns, bits, k,
+            v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 0,
         )  # fmt: skip
-    if shape.CUTS and item.cut < item.stop:
+    if shape.BITTEN and item.bitten < item.cut:
         dq, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.cut, item.stop, columns, bits, k,
-            v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, True,
+            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.bitten, item.cut, columns, bits, k, v,
+            k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 1,
+        )  # fmt: skip
+    if shape.CUT and item.cut < item.stop:
+        dq, sums, of_buckets = _walk_queries(
+            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.cut, item.stop, columns, bits, k, v,
+            k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 2,
         )  # fmt: skip
     dq = dq * softmax_scale
     width = tl.arange(0, shape.DP)
@@ -145,7 +150,7 @@ def differentiate_queries(
     if buckets:
         numbers = tl.arange(0, masks.distances.PADDED)
         outer = item.head if shape.SHARED else item.b
-        first = (outer * count + item.turn) * masks.distances.PADDED
+        first = (outer * (longs + rest) + item.turn) * masks.distances.PADDED
         tl.store(bucket_sums_ptr + first + numbers, of_buckets)
 
 
@@ -153,7 +158,7 @@ def differentiate_queries(
 def _walk_keys(
     k, v, dk, dv, sums, start, stop, columns, bits, own, q, grad, log2_ptr, delta_ptr, q_desc, grad_desc,
     log2_desc, delta_desc, item, n, extent, scale, masks, dropout, shape, COLUMN_SUMS: tl.constexpr,
-    CUT: tl.constexpr,
+    MASK: tl.constexpr,
 ):  # fmt: skip
     """Add to dk and dv what the queries of the steps give.
 
@@ -162,7 +167,7 @@ def _walk_keys(
     """
     slots: tl.constexpr = shape.BM // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
-    masked: tl.constexpr = CUT or masks.ANY
+    masked: tl.constexpr = MASK or masks.ANY
     own_sub = tl.arange(0, shape.BN) // shape.SUB
     slot = tl.arange(0, shape.BM) // shape.SUB
     q_base = base_of(q, item.b, item.h)
@@ -178,15 +183,19 @@ def _walk_keys(
             q_tile = tl.reshape(q_desc.load(first), [shape.BM, shape.DP])
             grad_tile = tl.reshape(grad_desc.load(first), [shape.BM, shape.EP])
         else:
-            q_tile = load_rows(q_base, m, q.strides[2], extent.q_len, shape.D, shape.DP, CUT)
-            grad_tile = load_rows(grad_base, m, grad.strides[2], extent.q_len, shape.E, shape.EP, CUT)
+            q_tile = load_rows(
+                q_base, m, q.strides[2], extent.q_len, shape.D, shape.DP, MASK == 2 and shape.RAGGED
+            )
+            grad_tile = load_rows(
+                grad_base, m, grad.strides[2], extent.q_len, shape.E, shape.EP, MASK == 2 and shape.RAGGED
+            )
         if log2_desc is not None:
             first = [item.b.to(tl.int32), item.h, at - extent.lead]
             lse = tl.reshape(log2_desc.load(first), [shape.BM])
             delta = tl.reshape(delta_desc.load(first), [shape.BM])
-            if CUT:
+            if MASK == 2 and shape.RAGGED:
                 lse = tl.where(m < extent.q_len, lse, float("inf"))
-        elif CUT:
+        elif MASK == 2 and shape.RAGGED:
             valid = (m >= 0) & (m < extent.q_len)
             lse = tl.load(log2_base + m, mask=valid, other=float("inf"))
             delta = tl.load(delta_base + m, mask=valid, other=0.0)
@@ -199,10 +208,10 @@ def _walk_keys(
         if masked:
             scores = strike(
                 scores, m[None, :], n[:, None], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
-                item.h, extent, masks, one_bit, slots, CUT,
+                item.h, extent, masks, one_bit, slots, False, MASK,
             )  # fmt: skip
         scores = scores * scale - lse[None, :] if shape.BARE else scores - lse[None, :]
-        if masked:
+        if masks.ANY:
             scores = tl.minimum(scores, 0.0)
         p = tl.exp2(scores)
         dp = tl.dot(v, tl.trans(grad_tile), input_precision=shape.PRECISION)
@@ -226,11 +235,11 @@ def _walk_keys(
 
 
 @triton.jit(
-    do_not_specialize=["count", "longs", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"]
+    do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "k_len", "lead", "left", "right"]
 )
 def differentiate_keys(
     q, k, v, grad, log2_ptr, delta_ptr, dk_ptr, dv_ptr, partial_dk_ptr, partial_dv_ptr, column_sums_ptr,
-    q_desc, grad_desc, log2_desc, delta_desc, columns, bits, own, items, count, longs, partials, H, group,
+    q_desc, grad_desc, log2_desc, delta_desc, columns, bits, own, items, longs, rest, first, partials, H,
     q_len, k_len, lead, scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Compute dk and dv of one item, query head and batch entry: contiguous [B, H, k_len, D] and E.
@@ -238,7 +247,7 @@ def differentiate_keys(
     With column_sums the scores' gradients are summed over the queries into float32 [B, H, k_len] (no tile may
     be split then), for a bias that is one number a key.
     """
-    item = item_of(items, count, longs, H, group, shape.SHARED)
+    item = item_of(items, Work(longs, rest, first), H, shape)
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
@@ -251,17 +260,23 @@ def differentiate_keys(
     dv = tl.zeros([shape.BN, shape.EP], dtype=tl.float32)
     sums = tl.zeros([shape.BN], dtype=tl.float32)
     # Only where there are steps, as in the forward.
-    if item.start < item.cut:
+    if item.start < item.bitten:
         dk, dv, sums = _walk_keys(
-            k_tile, v_tile, dk, dv, sums, item.start, item.cut, columns, bits, own, q, grad, log2_ptr,
+            k_tile, v_tile, dk, dv, sums, item.start, item.bitten, columns, bits, own, q, grad, log2_ptr,
             delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
-            shape, column_sums, False,
+            shape, column_sums, 0,
         )  # fmt: skip
-    if shape.CUTS and item.cut < item.stop:
+    if shape.BITTEN and item.bitten < item.cut:
+        dk, dv, sums = _walk_keys(
+            k_tile, v_tile, dk, dv, sums, item.bitten, item.cut, columns, bits, own, q, grad, log2_ptr,
+            delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
+            shape, column_sums, 1,
+        )  # fmt: skip
+    if shape.CUT and item.cut < item.stop:
         dk, dv, sums = _walk_keys(
             k_tile, v_tile, dk, dv, sums, item.cut, item.stop, columns, bits, own, q, grad, log2_ptr,
             delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
-            shape, column_sums, True,
+            shape, column_sums, 2,
         )  # fmt: skip
     dk = dk * softmax_scale
     d = tl.arange(0, shape.DP)
@@ -281,23 +296,24 @@ def differentiate_keys(
         tl.store(column_sums_ptr + item.head * k_len + n, sums, mask=n < k_len)
 
 
-@triton.jit(do_not_specialize=["count", "longs", "partials", "H", "length", "lead"])
+@triton.jit(do_not_specialize=["longs", "rest", "first", "partials", "H", "length", "lead"])
 def add_segments(
-    out_ptr, partial_ptr, own, splits, count, partials, H, length, lead,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SHARED: tl.constexpr,
+    out_ptr, partial_ptr, own, splits, longs, rest, first, partials, H, length, lead,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SLICE: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Add the partial sums of a split tile, in their order, into its rows of out [B, H, length, WIDTH]."""
-    b, h, _, split = turn_of(splits, count, 0, H, 4, SHARED)
+    """Add the partial sums of SLICE rows of a split tile, in their order, into out [B, H, length, WIDTH]."""
+    b, h, _, split = turn_of(splits, Work(longs, rest, first), H, 4, SHARED)
     first = tl.load(split + 2)
     head = b * H + h
-    rows = tl.arange(0, TILE)
+    rows, place = own_slice(own, tl.load(split), SLICE, TILE, SUB)
     width = tl.arange(0, PADDED)
-    total = tl.zeros([TILE, PADDED], dtype=tl.float32)
+    total = tl.zeros([SLICE, PADDED], dtype=tl.float32)
     for segment in range(first, first + tl.load(split + 3)):
         row = (head * partials + segment) * TILE + rows
         at = partial_ptr + row[:, None] * WIDTH + width[None, :]
         total += tl.load(at, mask=(width < WIDTH)[None, :], other=0.0)
-    place = own_tokens(own, tl.load(split), TILE, SUB, 1) - lead
+    place -= lead
     inside = ((place >= 0) & (place < length))[:, None] & (width < WIDTH)[None, :]
     at = out_ptr + (head * length + place)[:, None] * WIDTH + width[None, :]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=inside)

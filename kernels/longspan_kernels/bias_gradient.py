@@ -7,8 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longspan_kernels.bundles import Extent
 from longspan_kernels.tiles import (
-    Extent,
     base_of,
     kept_by_keys_inside,
     load_rows,
@@ -34,7 +34,7 @@ def differentiate_bias(
     """
     slots: tl.constexpr = shape.BN // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
-    item = items + tl.program_id(0) * 6
+    item = items + tl.program_id(0) * 7
     first = tl.load(item + 2)
     first_batch = tl.program_id(1) * batch_step
     first_head = tl.program_id(2) * head_step if shape.SHARED else tl.load(item + 1)
@@ -45,7 +45,7 @@ def differentiate_bias(
     valid = (m >= 0) & (m < q_len)
     own_sub = tl.arange(0, shape.BM) // shape.SUB
     slot = tl.arange(0, shape.BN) // shape.SUB
-    for step in range(first, first + tl.load(item + 4)):
+    for step in range(first, first + tl.load(item + 5)):
         n = tokens(starts(columns, step, shape.BN, shape.SUB, 1), shape.BN, shape.SUB, 1)
         bit = tl.load(bits + step)
         total = tl.zeros([shape.BM, shape.BN], dtype=tl.float32)
@@ -63,7 +63,7 @@ def differentiate_bias(
             scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=shape.PRECISION) * scale
             scores = strike(
                 scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], bit, b, h, extent, masks,
-                one_bit, slots, True,
+                one_bit, slots, shape.RAGGED, 2,
             )  # fmt: skip
             p = tl.exp2(tl.minimum(scores - lse[:, None], 0.0))
             dp = tl.dot(grad_tile, tl.trans(v_tile), input_precision=shape.PRECISION)

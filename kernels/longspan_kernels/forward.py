@@ -15,13 +15,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longspan_kernels.bundles import Extent, Work
 from longspan_kernels.tiles import (
     LN2,
-    Extent,
     base_of,
     item_of,
     kept_by_keys_inside,
     load_rows,
+    own_slice,
     own_tokens,
     scored_keys,
     seeded,
@@ -34,15 +35,15 @@ from longspan_kernels.tiles import (
 @triton.jit
 def _walk(
     q, context, top, total, start, stop, columns, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks,
-    dropout, shape, CUT: tl.constexpr,
+    dropout, shape, MASK: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys of the steps from start to stop."""
-    masked: tl.constexpr = CUT or masks.ANY
+    masked: tl.constexpr = MASK or masks.ANY
     at = starts(columns, start, shape.BN, shape.SUB, 1)
     for step in range(start, stop):
         at_next = starts(columns, step + 1, shape.BN, shape.SUB, 1)
         _, _, v_tile, scores = scored_keys(
-            q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT
+            q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, MASK
         )
         if shape.BARE:
             top_next = tl.maximum(top, tl.max(scores, 1) * scale)
@@ -68,18 +69,18 @@ def _walk(
 
 
 @triton.jit(
-    do_not_specialize=["count", "longs", "partials", "H", "group", "q_len", "k_len", "lead", "left", "right"]
+    do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "k_len", "lead", "left", "right"]
 )
 def attend(
     q, k, v, out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, k_desc, v_desc, columns, bits, own, items,
-    count, longs, partials, H, group, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
+    longs, rest, first, partials, H, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Attend for one item of the schedule, one head and one batch entry.
 
     out is contiguous [B, H, q_len, E], lse [B, H, q_len] float32; a segment writes float32 partial results
     instead, [B, H, partials, BM, E] and [B, H, partials, BM].
     """
-    item = item_of(items, count, longs, H, group, shape.SHARED)
+    item = item_of(items, Work(longs, rest, first), H, shape)
     extent = Extent(q_len, k_len, lead, left, right)
     if dropout is not None:
         dropout = seeded(dropout)
@@ -92,19 +93,24 @@ def attend(
     total = tl.zeros([shape.BM], dtype=tl.float32)
     # Only where there are steps: if the way past a loop met the way out of it, the loop's products would be
     # waited for one by one (ptxas C7515).
-    if item.start < item.cut:
+    if item.start < item.bitten:
         context, top, total = _walk(
-            q_tile, context, top, total, item.start, item.cut, columns, bits, k, v, k_desc, v_desc, item, m,
-            extent, scale, masks, dropout, shape, False,
+            q_tile, context, top, total, item.start, item.bitten, columns, bits, k, v, k_desc, v_desc, item,
+            m, extent, scale, masks, dropout, shape, 0,
         )  # fmt: skip
-    if shape.CUTS and item.cut < item.stop:
+    if shape.BITTEN and item.bitten < item.cut:
         context, top, total = _walk(
-            q_tile, context, top, total, item.cut, item.stop, columns, bits, k, v, k_desc, v_desc, item,
-            m, extent, scale, masks, dropout, shape, True,
+            q_tile, context, top, total, item.bitten, item.cut, columns, bits, k, v, k_desc, v_desc, item, m,
+            extent, scale, masks, dropout, shape, 1,
+        )  # fmt: skip
+    if shape.CUT and item.cut < item.stop:
+        context, top, total = _walk(
+            q_tile, context, top, total, item.cut, item.stop, columns, bits, k, v, k_desc, v_desc, item, m,
+            extent, scale, masks, dropout, shape, 2,
         )  # fmt: skip
 
     empty = total == 0.0
-    context = context / tl.where(empty, 1.0, total)[:, None]
+    context = context * (1.0 / tl.where(empty, 1.0, total))[:, None]
     lse = tl.where(empty, float("-inf"), (top + tl.log2(total)) * LN2)
     width = tl.arange(0, shape.EP)
     if item.partial >= 0:
@@ -119,20 +125,21 @@ def attend(
         tl.store(lse_ptr + row, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=["count", "longs", "partials", "H", "q_len", "lead"])
+@triton.jit(do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "lead"])
 def combine(
-    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, own, splits, count, partials, H, q_len, lead,
-    E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, SUB: tl.constexpr, SHARED: tl.constexpr,
+    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, own, splits, longs, rest, first, partials, H, q_len,
+    lead, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, SUB: tl.constexpr, SLICE: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Combine the segments of a split tile, in their order."""
-    b, h, _, split = turn_of(splits, count, 0, H, 4, SHARED)
+    """Combine the segments of SLICE rows of a split tile, in their order."""
+    b, h, _, split = turn_of(splits, Work(longs, rest, first), H, 4, SHARED)
     first = tl.load(split + 2)
     head = b * H + h
-    rows = tl.arange(0, BM)
+    rows, position = own_slice(own, tl.load(split), SLICE, BM, SUB)
     width = tl.arange(0, EP)
-    context = tl.zeros([BM, EP], dtype=tl.float32)
-    top = tl.full([BM], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BM], dtype=tl.float32)
+    context = tl.zeros([SLICE, EP], dtype=tl.float32)
+    top = tl.full([SLICE], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([SLICE], dtype=tl.float32)
     for segment in range(first, first + tl.load(split + 3)):
         row = (head * partials + segment) * BM + rows
         lse = tl.load(partial_lse_ptr + row)
@@ -148,7 +155,7 @@ def combine(
     empty = total == 0.0
     context = context / tl.where(empty, 1.0, total)[:, None]
     lse = tl.where(empty, float("-inf"), top + tl.log(total))
-    m = own_tokens(own, tl.load(split), BM, SUB, 1) - lead
+    m = position - lead
     valid = (m >= 0) & (m < q_len)
     row = head * q_len + m
     at = out_ptr + row[:, None] * E + width[None, :]

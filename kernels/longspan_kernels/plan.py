@@ -3,9 +3,11 @@
 A program owns a tile of tokens (queries in the forward and for dq, keys for dk and dv) and walks through
 steps of others. Both are cut into sub-blocks of `sub` tokens, the layout's block or a divisor of it, so a
 step gathers as many sub-blocks as it has room for, from wherever they lie, that at least one sub-block of the
-tile keeps. Sub-blocks that every sub-block of the tile keeps whole come first: those steps need no mask. The
-rest carry a bit for each pair of sub-blocks. A tile owns neighbouring sub-blocks, but those that keep far
-more than the others (global ones) share tiles among themselves (`longspan_kernels.tiling`).
+tile keeps. Sub-blocks that every sub-block of the tile keeps whole come first: those steps need no mask. Then
+come steps with a bit for each pair of sub-blocks, and last those in which causality, a window or the end of
+the sequence cuts through a pair, so that tokens have to be looked at. A tile owns neighbouring sub-blocks,
+but those that keep far more than the others (global ones) share tiles among themselves
+(`longspan_kernels.tiling`).
 
 Long tiles are split into segments, combined afterwards in a fixed order. The longest items come first, so
 that none is left to run alone at the end; the rest goes head by head, longest first: programs that run
@@ -18,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,18 +46,20 @@ class Schedule:
 
     Attributes:
         columns: int32 ``[steps + 1, slots]``, the sub-block that each slot of a step gathers; unused slots
-            name 0 and have no bit. The row at the end lets a kernel read one step ahead.
+            repeat the first and have no bit. The row at the end lets a kernel read one step ahead.
         bits: int32 ``[steps + 1]``: bit ``i * slots + j`` says that sub-block ``i`` of the tile keeps slot
             ``j``.
         own: int32 ``[tiles, rows]``, the sub-blocks of each tile; places left over name one behind the end.
-        items: int32 ``[items, 6]``, longest first, from ``longs`` on head by head: tile, head (-1: every
-            head), first step, steps that need no mask, steps, and the number of its partial result (-1: it
-            is a whole tile).
+        items: int32 ``[items, 7]``, longest first, from ``longs`` on head by head: tile, head (-1: every
+            head), first step, steps that need no mask, steps that need no mask of tokens, steps, and the
+            number of its partial result (-1: it is a whole tile).
         longs: number of items that begin before all others, of whichever head.
         splits: int32 ``[split tiles, 4]``: tile, head (-1: every head), first partial result, number of them.
         partials: number of partial results a head.
+        fill: share of the pairs of sub-blocks in all steps that the layout keeps.
         shared: whether all heads run the same items.
-        cuts: whether any step needs a mask.
+        bitten: whether any step needs the mask of sub-blocks alone.
+        cut: whether any step needs a mask of tokens.
 
     """
 
@@ -65,8 +70,10 @@ class Schedule:
     splits: Tensor
     longs: int
     partials: int
+    fill: float
     shared: bool
-    cuts: bool
+    bitten: bool
+    cut: bool
 
     @property
     def nbytes(self) -> int:
@@ -119,12 +126,15 @@ def make_schedule(
         rows, slots = q_tile // sub, k_tile // sub
     owner = layout_of * own_count + own
     tiling = make_tiling(owner, layout.layouts, own_count, rows)
-    tile, columns, bits, whole = _unite(tiling, owner, other, cut, other_count)
-    columns, bits, first, uncut, steps = _steps(tile, columns, bits, whole, slots, tiling)
+    tile, columns, bits, mask = _unite(tiling, owner, other, cut, other_count)
+    columns, bits, first, ends = _steps(tile, columns, bits, mask, slots, tiling)
     if segment_steps is None:
+        steps = ends[2]
         work = int(steps.view(layout.layouts, -1).sum(1)[layout.head_layouts.long()].sum())
         segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
-    return _items(columns, bits, first, uncut, steps, layout, tiling, segment_steps)
+    schedule = _items(columns, bits, first, ends, layout, tiling, segment_steps)
+    pairs = max(1, (columns.shape[0] - 1) * rows * slots)
+    return dataclasses.replace(schedule, fill=owner.numel() / pairs)
 
 
 def _sub_blocks(layout: BlockLayout, q_len: int, k_len: int, sub: int) -> tuple[Tensor, Tensor]:
@@ -172,43 +182,62 @@ def _visibility(
 def _unite(
     tiling: Tiling, owner: Tensor, other: Tensor, cut: Tensor, other_count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unite the sub-blocks of each tile: tile, gathered sub-block, bit a place, whether it is kept whole."""
+    """Unite the sub-blocks of each tile: tile, gathered sub-block, bit a place, and the mask that it needs.
+
+    The mask is 0 for none, 1 for the bits, 2 for one of tokens besides.
+    """
     key, index = (tiling.tile[owner] * max(1, other_count) + other).unique(return_inverse=True)
     bits = torch.zeros_like(key).index_add_(0, index, 1 << tiling.place[owner])
-    uncut = torch.zeros_like(key).index_add_(0, index, (~cut).long())
+    pairs, cuts = torch.zeros(2, key.numel(), dtype=torch.int64).index_add_(
+        1, index, torch.stack([torch.ones_like(cut), cut]).long()
+    )
     tile, other = key // max(1, other_count), key % max(1, other_count)
     # Places that are left over hold nothing that a mask could protect.
-    return tile, other, bits, uncut == tiling.present[tile]
+    mask = torch.where(cuts > 0, 2, (pairs < tiling.present[tile]).long())
+    return tile, other, bits, mask
 
 
 def _steps(
-    tile: Tensor, column: Tensor, bits: Tensor, whole: Tensor, slots: int, tiling: Tiling
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pack each tile's sub-blocks into steps, whole ones first: columns, bits, first step, uncut steps,
-    steps.
+    tile: Tensor, column: Tensor, bits: Tensor, mask: Tensor, slots: int, tiling: Tiling
+) -> tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]:
+    """Pack each tile's sub-blocks into steps, by their masks.
+
+    Returns columns, bits, each tile's first step, and how many of its steps need no mask, none of tokens, and
+    any or none.
     """
     tiles, rows = tiling.own.shape
-    whole_count = torch.bincount(tile[whole], minlength=tiles)
-    uncut = whole_count // slots
-    # Whole sub-blocks that do not fill a step go with the others.
-    rank = _rank(tile[whole], tiles)
-    spill = rank >= (uncut * slots)[tile[whole]]
-    masked = ~whole
-    masked[whole.nonzero()[:, 0][spill]] = True
-    masked_count = torch.bincount(tile[masked], minlength=tiles)
-    steps = uncut + -(-masked_count // slots)
-    first = steps.cumsum(0) - steps
-    total = int(steps.sum())
-    table = torch.zeros((total + 1) * slots, dtype=torch.int32)
+    # What does not fill a step goes with the next mask: of those without one always, since they have no empty
+    # places; of those with bits where that saves a step.
+    count = torch.bincount(tile * 3 + mask, minlength=tiles * 3).view(tiles, 3)
+    _spill(tile, mask, 0, count[:, 0] // slots * slots)
+    left = count[:, 0] % slots
+    some, others = count[:, 1] + left, count[:, 2]
+    saves = -(-(some % slots + others) // slots) < -(-(some % slots) // slots) + -(-others // slots)
+    _spill(tile, mask, 1, torch.where(saves, some // slots * slots, some))
+    count = torch.bincount(tile * 3 + mask, minlength=tiles * 3).view(tiles, 3)
+    ends = (-(-count // slots)).cumsum(1).unbind(1)
+    first = ends[2].cumsum(0) - ends[2]
+    total = int(ends[2].sum())
+    table = torch.full(((total + 1) * slots,), -1, dtype=torch.int32)
     step_bits = torch.zeros(total + 1, dtype=torch.int64)
-    for kind, base in ((~masked, first), (masked, first + uncut)):
+    for level, start in enumerate((torch.zeros_like(first), *ends[:2])):
+        kind = mask == level
         its_tile = tile[kind]
-        place = base[its_tile] * slots + _rank(its_tile, tiles)
+        place = (first + start)[its_tile] * slots + _rank(its_tile, tiles)
         table[place] = column[kind].to(torch.int32)
         slot = place % slots
         for sub in range(rows):
             step_bits.index_add_(0, place // slots, ((bits[kind] >> sub) & 1) << (sub * slots + slot))
-    return table.view(total + 1, slots), _as_int32(step_bits), first, uncut, steps
+    table = table.view(total + 1, slots)
+    # Empty places name what the first does, which is there to be loaded.
+    table = torch.where(table < 0, table[:, :1].clamp(min=0), table)
+    return table, _as_int32(step_bits), first, ends
+
+
+def _spill(tile: Tensor, mask: Tensor, level: int, kept: Tensor) -> None:
+    """Keep so many of a mask's sub-blocks of each tile, and give the others the next mask, in place."""
+    mine = (mask == level).nonzero()[:, 0]
+    mask[mine[_rank(tile[mine], kept.numel()) >= kept[tile[mine]]]] = level + 1
 
 
 def _rank(group: Tensor, groups: int) -> Tensor:
@@ -225,13 +254,13 @@ def _items(
     columns: Tensor,
     bits: Tensor,
     first: Tensor,
-    uncut: Tensor,
-    steps: Tensor,
+    ends: Sequence[Tensor],
     layout: BlockLayout,
     tiling: Tiling,
     segment_steps: int,
 ) -> Schedule:
     """Split long tiles, give heads with layouts of their own their items, and put all in their order."""
+    steps = ends[2]
     rows = tiling.own.shape[1]
     # A tile of one sub-block is known by that, whatever its layout; others by their row of the table.
     own = tiling.own if rows > 1 else tiling.own[: tiling.per_layout]
@@ -246,9 +275,9 @@ def _items(
     is_split = segments[tile] > 1
     partial = torch.where(is_split, is_split.cumsum(0) - 1, -1)
     partials = int(is_split.sum())
-    free = (uncut[tile] - start).clamp(min=0).minimum(stop - start)
+    free, uncut = ((end[tile] - start).clamp(min=0).minimum(stop - start) for end in ends[:2])
     item = torch.stack(
-        [name[tile], torch.full_like(tile, -1), first[tile] + start, free, stop - start, partial], 1
+        [name[tile], torch.full_like(tile, -1), first[tile] + start, free, uncut, stop - start, partial], 1
     )
     split_tile = (segments > 1).nonzero()[:, 0]
     split = torch.stack(
@@ -266,16 +295,16 @@ def _items(
         split = _per_head(split, split_tile // max(1, tiling.per_layout), layout)
     item, longs = _ordered(item)
     item, split, own = item.to(torch.int32), split.to(torch.int32), own.to(torch.int32)
-    cuts = bool((item[:, 4] > item[:, 3]).any())
-    return Schedule(columns, bits, own, item, split, longs, partials, shared, cuts)
+    bitten, cut = (bool((item[:, one + 1] > item[:, one]).any()) for one in (3, 4))
+    return Schedule(columns, bits, own, item, split, longs, partials, 1.0, shared, bitten, cut)
 
 
 def _ordered(item: Tensor) -> tuple[Tensor, int]:
     """Put the longest items first, the others head by head; also how many come first."""
     if not item.numel():
         return item, 0
-    item = item[(-item[:, 4]).argsort(stable=True)]
-    long = item[:, 4] > _LONG * item[:, 4].median()
+    item = item[(-item[:, 5]).argsort(stable=True)]
+    long = item[:, 5] > _LONG * item[:, 5].median()
     rest = item[~long]
     return torch.cat([item[long], rest[rest[:, 1].argsort(stable=True)]]), int(long.sum())
 

@@ -1,103 +1,21 @@
-"""What a kind of call needs, worked out at its first: schedules, sizes, and the launches of its kernels."""
+"""What a kind of call needs, worked out at its first: schedules, sizes, launches of its kernels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels import backward as backward_kernels
 from longspan_kernels import bias_gradient as bias_kernels
 from longspan_kernels import forward as forward_kernels
 from longspan_kernels.arguments import Arguments
+from longspan_kernels.bundles import Strided
+from longspan_kernels.call import LOG2E, SLICE, Call, tile_of
 from longspan_kernels.launch import Launch, Tiles, dropout_of, masks_of, operand, padded
-from longspan_kernels.layout import BlockLayout
-from longspan_kernels.plan import Schedule, schedule_for
-from longspan_kernels.tiles import Shape, Strided
-from longspan_kernels.tuning import Size, Sizes, settled, sizes_for
-
-_LOG2E = 1.4426950408889634
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What the kernels of a kind of call have in common: shapes, no tensor and no layout.
-
-    What is prepared outlives the call, and must not keep alive what its caller lets go.
-    """
-
-    q: tuple[int, ...]
-    k: tuple[int, ...]
-    v: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    block: int
-    lead: int
-
-    @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> _Call:
-        shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
-        return cls(*shapes, q.dtype, q.device, layout.block, layout.lead)
-
-    @property
-    def batch(self) -> int:
-        return self.q[0]
-
-    @property
-    def heads(self) -> int:
-        return self.q[1]
-
-    @property
-    def group(self) -> int:
-        return self.q[1] // self.k[1]
-
-    def sizes(self) -> Sizes:
-        return sizes_for(self.dtype, max(self.q[3], self.v[3]), self.block, self.device)
-
-    def settled(self) -> bool:
-        """Whether `sizes` gives the same at the next call."""
-        return settled(self.dtype, max(self.q[3], self.v[3]), self.block, self.device)
-
-    def sub(self, size: Size) -> int:
-        return min(self.block, size.q_tile, size.k_tile)
-
-    def schedule(self, arguments: Arguments, size: Size, *, by_keys: bool, split: bool = True) -> Schedule:
-        return schedule_for(
-            arguments.layout, self.q[2], self.k[2], arguments.left, arguments.right, self.device,
-            q_tile=size.q_tile, k_tile=size.k_tile, by_keys=by_keys, split=split,
-        )  # fmt: skip
-
-    def shape(self, arguments: Arguments, size: Size, schedule: Schedule) -> Shape:
-        dim, value_dim = self.q[3], self.v[3]
-        bare = arguments.scale > 0 and not masks_of(arguments).ANY.value
-        return Shape(*map(tl.constexpr, (
-            dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, self.sub(size),
-            schedule.shared, schedule.cuts, bare, "ieee",
-        )))  # fmt: skip
-
-    def programs(self, table: Tensor, schedule: Schedule) -> tuple[int]:
-        """Grid of a work list: every batch entry runs it, and every head if they share it."""
-        return (table.shape[0] * (self.batch * self.heads if schedule.shared else self.batch),)
-
-    def lengths(self) -> tuple[int, ...]:
-        return self.heads, self.group, self.q[2], self.k[2], self.lead
-
-    def partials(self, schedule: Schedule, stand_in: Tensor, tile: int, *width: int) -> Tensor:
-        """Room for what the segments of split tiles compute, float32; where none is split, the stand-in."""
-        if not schedule.partials:
-            return stand_in
-        shape = (self.batch, self.heads, schedule.partials, tile, *width)
-        return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def _tables(schedule: Schedule) -> tuple[Any, ...]:
-    return (
-        schedule.columns, schedule.bits, schedule.own, schedule.items, schedule.items.shape[0],
-        schedule.longs, schedule.partials,
-    )  # fmt: skip
+from longspan_kernels.plan import Schedule
+from longspan_kernels.tuning import Sizes, settled
 
 
 class Forward:
@@ -106,16 +24,17 @@ class Forward:
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, sizes: Sizes | None = None
     ) -> None:
-        call = self._call = _Call.of(q, k, v, arguments.layout)
-        size = self._size = (sizes or call.sizes()).forward
-        self.settled = sizes is not None or call.settled()
-        schedule = self._schedule = call.schedule(arguments, size, by_keys=False)
+        call = self._call = Call.of(q, k, v, arguments.layout)
+        self.settled = sizes is not None or settled(*call.kind)
+        size, schedule = self._size, self._schedule = call.schedule(
+            arguments, "forward", sizes, by_keys=False
+        )
         self._shape = call.shape(arguments, size, schedule)
-        self._tables, self._lengths = _tables(schedule), call.lengths()
+        self._tables, self._lengths = call.tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
         self._attend = Launch(forward_kernels.attend, call.programs(schedule.items, schedule), size.launch())
-        self._combine = Launch(forward_kernels.combine, call.programs(schedule.splits, schedule))
+        self._combine = Launch(forward_kernels.combine, call.slices(schedule, size.q_tile))
         self._combined = (call.heads, call.q[2], call.lead, call.v[3], padded(call.v[3]))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -126,16 +45,16 @@ class Forward:
         partial_out = call.partials(schedule, lse, size.q_tile, call.v[3])
         partial_lse = call.partials(schedule, lse, size.q_tile)
         self._attend(
-            operand(q), operand(k), operand(v), out, lse, partial_out, partial_lse, _of(self._k_tiles, k),
-            _of(self._v_tiles, v), *self._tables, *self._lengths, arguments.scale * _LOG2E, arguments.left,
+            operand(q), operand(k), operand(v), out, lse, partial_out, partial_lse, tile_of(self._k_tiles, k),
+            tile_of(self._v_tiles, v), *self._tables, *self._lengths, arguments.scale * LOG2E, arguments.left,
             arguments.right, masks_of(arguments), dropout_of(arguments), self._shape,
         )  # fmt: skip
         if schedule.partials:
             heads, q_len, lead, width, wide = self._combined
             self._combine(
-                out, lse, partial_out, partial_lse, schedule.own, schedule.splits, schedule.splits.shape[0],
-                schedule.partials, heads, q_len, lead, width, wide, size.q_tile, call.sub(size),
-                schedule.shared,
+                out, lse, partial_out, partial_lse, schedule.own, schedule.splits, 0,
+                schedule.splits.shape[0], 0, schedule.partials, heads, q_len, lead, width, wide, size.q_tile,
+                call.sub(size), SLICE, schedule.shared,
             )  # fmt: skip
         return out, lse
 
@@ -154,18 +73,17 @@ class Backward:
         table_gradient: bool,
         sizes: Sizes | None = None,
     ) -> None:
-        call = self._call = _Call.of(q, k, v, arguments.layout)
-        self.settled = sizes is not None or call.settled()
-        sizes = sizes or call.sizes()
+        call = self._call = Call.of(q, k, v, arguments.layout)
+        self.settled = sizes is not None or settled(*call.kind)
         self._bias = arguments.bias is not None and bias_gradient
         # A bias of one number a query or key takes the sums that the kernels of dq, dk and dv make anyway.
         shape = arguments.bias.shape if arguments.bias is not None and bias_gradient else (0,) * 4
         self._row_sums = self._bias and shape[3] == 1
         self._column_sums = self._bias and not self._row_sums and shape[2] == 1
-        self._queries = _Queries(call, arguments, sizes.queries, k, v, self._row_sums, table_gradient)
-        self._keys = _Keys(call, arguments, sizes.keys, q, grad, self._statistics(), self._column_sums)
+        self._queries = _Queries(call, arguments, sizes, k, v, self._row_sums, table_gradient)
+        self._keys = _Keys(call, arguments, sizes, q, grad, self._statistics(), self._column_sums)
         pairs = self._bias and not self._row_sums and not self._column_sums
-        self._pairs = _Pairs(call, arguments, sizes.bias, tuple(shape)) if pairs else None
+        self._pairs = _Pairs(call, arguments, sizes, tuple(shape)) if pairs else None
 
     def __call__(
         self,
@@ -182,7 +100,7 @@ class Backward:
         bias = arguments.bias if self._bias else None
         log2, delta = self._statistics()
         common = (
-            arguments.scale * _LOG2E, arguments.scale, arguments.left, arguments.right, masks_of(arguments),
+            arguments.scale * LOG2E, arguments.scale, arguments.left, arguments.right, masks_of(arguments),
             dropout_of(arguments),
         )  # fmt: skip
         dq, row_sums, dtable = self._queries(q, k, v, out, grad, lse, grad_lse, delta, log2, common)
@@ -211,18 +129,20 @@ class _Queries:
 
     def __init__(
         self,
-        call: _Call,
+        call: Call,
         arguments: Arguments,
-        size: Size,
+        sizes: Sizes | None,
         k: Tensor,
         v: Tensor,
         row_sums: bool,
         table_sums: bool,
     ) -> None:
-        self._call, self._size, self._sums = call, size, row_sums
-        schedule = self._schedule = call.schedule(arguments, size, by_keys=False, split=not row_sums)
+        size, schedule = self._size, self._schedule = call.schedule(
+            arguments, "queries", sizes, by_keys=False, split=not row_sums
+        )
+        self._call, self._sums = call, row_sums
         self._shape = call.shape(arguments, size, schedule)
-        self._tables, self._lengths = _tables(schedule), call.lengths()
+        self._tables, self._lengths = call.tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
         programs = self._programs = call.programs(schedule.items, schedule)
@@ -258,7 +178,7 @@ class _Queries:
         partial = call.partials(self._schedule, delta, self._size.q_tile, call.q[3])
         self._differentiate(
             operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, log2, dq,
-            partial, sums, bucket_sums, _of(self._k_tiles, k), _of(self._v_tiles, v), *self._tables,
+            partial, sums, bucket_sums,  tile_of(self._k_tiles, k),  tile_of(self._v_tiles, v), *self._tables,
             *self._lengths, *common, self._shape,
         )  # fmt: skip
         self._add(dq, partial)
@@ -278,18 +198,20 @@ class _Keys:
 
     def __init__(
         self,
-        call: _Call,
+        call: Call,
         arguments: Arguments,
-        size: Size,
+        sizes: Sizes | None,
         q: Tensor,
         grad: Tensor,
         statistics: Tensor,
         column_sums: bool,
     ) -> None:
-        self._call, self._size, self._sums = call, size, column_sums
-        schedule = self._schedule = call.schedule(arguments, size, by_keys=True, split=not column_sums)
-        self._shape = call.shape(arguments, size, schedule)
-        self._tables, self._lengths = _tables(schedule), call.lengths()
+        size, schedule = self._size, self._schedule = call.schedule(
+            arguments, "keys", sizes, by_keys=True, split=not column_sums
+        )
+        self._call, self._sums = call, column_sums
+        self._shape = call.shape(arguments, size, schedule, by_keys=True)
+        self._tables, self._lengths = call.tables(schedule), call.lengths()
         # With a lead the blocks of queries do not begin at multiples of the tile.
         sub, wanted = call.sub(size), (q, grad, *statistics)
         served = [call.lead == 0 and Tiles.serve(x, size.q_tile, sub) for x in wanted]
@@ -334,21 +256,21 @@ class _Keys:
         return dk, dv, sums
 
     def _fetched(self, *tensors: Tensor) -> tuple[Any, ...]:
-        return tuple(_of(tiles, x) for tiles, x in zip(self._tiles, tensors, strict=True))
+        return tuple(tile_of(tiles, x) for tiles, x in zip(self._tiles, tensors, strict=True))
 
 
 class _Add:
     """The sum of what the segments of split tiles computed."""
 
     def __init__(
-        self, call: _Call, schedule: Schedule, length: int, lead: int, width: int, tile: int, sub: int
+        self, call: Call, schedule: Schedule, length: int, lead: int, width: int, tile: int, sub: int
     ) -> None:
         self._tail = (
-            schedule.own, schedule.splits, schedule.splits.shape[0], schedule.partials, call.heads, length,
-            lead, width, padded(width), tile, sub, schedule.shared,
+            schedule.own, schedule.splits, 0, schedule.splits.shape[0], 0, schedule.partials, call.heads,
+            length, lead, width, padded(width), tile, sub, SLICE, schedule.shared,
         )  # fmt: skip
         self._split = schedule.partials > 0
-        self._add = Launch(backward_kernels.add_segments, call.programs(schedule.splits, schedule))
+        self._add = Launch(backward_kernels.add_segments, call.slices(schedule, tile))
 
     def __call__(self, whole: Tensor, partial: Tensor) -> None:
         if self._split:
@@ -358,8 +280,8 @@ class _Add:
 class _Pairs:
     """The gradient of a bias that has queries and keys."""
 
-    def __init__(self, call: _Call, arguments: Arguments, size: Size, bias: tuple[int, ...]) -> None:
-        schedule = call.schedule(arguments, size, by_keys=False)
+    def __init__(self, call: Call, arguments: Arguments, sizes: Sizes | None, bias: tuple[int, ...]) -> None:
+        size, schedule = call.schedule(arguments, "bias", sizes, by_keys=False)
         own_heads = bias[1] if schedule.shared else call.heads
         self._dbias = (bias[0], own_heads, call.q[2], call.k[2])
         batches, batch_step = (1, 1) if bias[0] == call.batch else (call.batch, 0)
@@ -367,7 +289,7 @@ class _Pairs:
         self._head = (
             schedule.columns, schedule.bits, schedule.own, schedule.items, call.heads, batches, heads,
         )  # fmt: skip
-        self._lengths = (batch_step, head_step, *call.lengths()[1:])
+        self._lengths = (batch_step, head_step, call.group, *call.lengths()[1:])
         self._shape = call.shape(arguments, size, schedule)
         grid = (schedule.items.shape[0], bias[0], own_heads if schedule.shared else 1)
         self._differentiate = Launch(bias_kernels.differentiate_bias, grid, size.launch())
@@ -390,7 +312,3 @@ class _Pairs:
             *self._head, *self._lengths, scale, *rest, self._shape,
         )  # fmt: skip
         return dbias
-
-
-def _of(tiles: Tiles | None, x: Tensor) -> Any:
-    return None if tiles is None else tiles.of(x)

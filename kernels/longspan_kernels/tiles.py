@@ -4,193 +4,54 @@ Letters of the kernels: B batch entry, H query head, M query, N key, D dimension
 Numbers of queries and keys come in whatever shape broadcasts to the tile, so that a tile may lie queries by
 keys or keys by queries. Scores are in units of log2, so that exponentials are powers of two.
 
-What belongs together travels as a named tuple; a member that is None is known to the compiler, which then
-leaves out what it would have served.
+What belongs together travels as the named tuples of `bundles.py`.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # Constexpr parameters are no types that a checker can follow.
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
+
+from longspan_kernels.bundles import Dropout, Item
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-class Operand(NamedTuple):
-    """A tensor [B, heads, length, width] that lies contiguous along its width.
-
-    Attributes:
-        pointer: its first element.
-        strides: of batch entry, head and token, in elements.
-
-    """
-
-    pointer: Any
-    strides: Any
-
-
-class Strided(NamedTuple):
-    """A mask: its first element, and its strides in elements, 0 where it broadcasts."""
-
-    pointer: Any
-    strides: Any
-
-
-class Distances(NamedTuple):
-    """A bias by distance, key position minus query position; what is farther than span is as far as span.
-
-    Attributes:
-        biases: pointer to float32 ``[H, 2 span + 1]``, in units of log2.
-        buckets: pointer to int32 ``[2 span + 1]``: which number of the table each bias is.
-        span: the largest distance of its own.
-        PADDED: numbers of the table, padded to a power of two; a `tl.constexpr`.
-
-    """
-
-    biases: Any
-    buckets: Any
-    span: Any
-    PADDED: Any
-
-
-class Masks(NamedTuple):
-    """What strikes scores or is added to them, each None if absent. uint8 says 1 where a key is seen.
-
-    Attributes:
-        keys: `Strided` ``[B, k_len]``, uint8 or added.
-        pairs: `Strided` ``[B, H, q_len, k_len]``, uint8 or added.
-        bias: `Strided` ``[B, H, q_len, k_len]``, added.
-        documents: `Strided` integers ``[B, k_len]``.
-        distances: `Distances`.
-        slopes: pointer to float32 ``[H]``, in units of log2 a token; times the distance, subtracted.
-        ANY: whether there is any of them; a `tl.constexpr`.
-
-    """
-
-    keys: Any
-    pairs: Any
-    bias: Any
-    documents: Any
-    distances: Any
-    slopes: Any
-    ANY: Any
-
-
-class Dropout(NamedTuple):
-    """Dropout of weights.
-
-    Attributes:
-        seed: pointer to an int64; in the kernels, from `seeded` on, that number.
-        threshold: smallest word of a weight that is kept.
-        keep_scale: factor of the weights that are kept.
-
-    """
-
-    seed: Any
-    threshold: Any
-    keep_scale: Any
-
-
-class Shape(NamedTuple):
-    """Sizes that the compiler knows, each a `tl.constexpr`.
-
-    Attributes:
-        D: dimension of q and k; DP: that padded to a power of two, at least 16.
-        E: dimension of v; EP: that padded.
-        BM: queries a tile or step.
-        BN: keys a step or tile.
-        SUB: tokens of the sub-blocks that a step gathers.
-        SHARED: whether all heads run the same items.
-        CUTS: whether any step of the schedule needs a mask.
-        BARE: whether scores are scaled last, in one instruction with what is subtracted in the exponent: the
-            scale is positive, so that the largest product is the largest score, and nothing is added.
-        PRECISION: how float32 products are computed.
-
-    """
-
-    D: Any
-    DP: Any
-    E: Any
-    EP: Any
-    BM: Any
-    BN: Any
-    SUB: Any
-    SHARED: Any
-    CUTS: Any
-    BARE: Any
-    PRECISION: Any
-
-
-class Extent(NamedTuple):
-    """Lengths, the lead of the first block, and how far a query sees to either side (None: no bound)."""
-
-    q_len: Any
-    k_len: Any
-    lead: Any
-    left: Any
-    right: Any
-
-
-class Item(NamedTuple):
-    """A program's part of the schedule: whose tile, and the steps to walk.
-
-    Attributes:
-        b: batch entry, int64; h: query head; kv_head: its key head; head: b * H + h, int64.
-        tile: number of the tile; turn: number of the item among those of its head, or of all heads.
-        start, cut, stop: steps from start to cut need no mask, those from cut to stop do.
-        partial: number of the partial result, -1 for a whole tile.
-
-    """
-
-    b: Any
-    h: Any
-    kv_head: Any
-    head: Any
-    tile: Any
-    turn: Any
-    start: Any
-    cut: Any
-    stop: Any
-    partial: Any
-
-
 @triton.jit
-def turn_of(table, count, longs, H, WIDTH: tl.constexpr, SHARED: tl.constexpr):
-    """Batch entry (int64), head, and number and row of a work list [count, WIDTH] for this program.
+def turn_of(table, work, H, WIDTH: tl.constexpr, SHARED: tl.constexpr):
+    """Batch entry (int64), head, number and row of a work list [longs + rest, WIDTH] for a program.
 
     The first rows of the list, the long ones, come first for all heads: one that began last would run on
     alone. Of the others heads, or batch entries where heads have items of their own, come one after another,
     so that the programs that run together read the keys of few heads: those stay in the cache.
     """
     program = tl.program_id(0)
-    outers = tl.num_programs(0) // count
-    if program < longs * outers:
-        turn = program % longs
-        outer = program // longs
+    if program < work.first:
+        outer = program // work.longs
+        turn = program - outer * work.longs
     else:
-        rest = program - longs * outers
-        turn = longs + rest % (count - longs)
-        outer = rest // (count - longs)
+        program -= work.first
+        outer = program // work.rest
+        turn = program - outer * work.rest + work.longs
     row = table + turn * WIDTH
     if SHARED:
-        return (outer // H).to(tl.int64), outer % H, turn, row
+        b = outer // H
+        return b.to(tl.int64), outer - b * H, turn, row
     else:
         return outer.to(tl.int64), tl.load(row + 1), turn, row
 
 
 @triton.jit
-def item_of(items, count, longs, H, group, SHARED: tl.constexpr):
+def item_of(items, work, H, shape):
     """Read this program's item."""
-    b, h, turn, row = turn_of(items, count, longs, H, 6, SHARED)
+    b, h, turn, row = turn_of(items, work, H, 7, shape.SHARED)
     start = tl.load(row + 2)
     return Item(
-        b, h, h // group, b * H + h, tl.load(row), turn, start, start + tl.load(row + 3),
-        start + tl.load(row + 4), tl.load(row + 5),
+        b, h, h // shape.GROUP, b * H + h, tl.load(row), turn, start, start + tl.load(row + 3),
+        start + tl.load(row + 4), start + tl.load(row + 5), tl.load(row + 6),
     )  # fmt: skip
 
 
@@ -201,6 +62,16 @@ def own_tokens(own, tile, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.cons
         return tile * TILE + tl.arange(0, TILE // STRIDE) * STRIDE
     else:
         return tokens(starts(own, tile, TILE, SUB, STRIDE), TILE, SUB, STRIDE)
+
+
+@triton.jit
+def own_slice(own, tile, SLICE: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr):
+    """Rows of a tile that the second grid dimension gives, and their positions, both int32 [SLICE]."""
+    first = tl.program_id(1) * SLICE
+    start = tile * TILE + first
+    if TILE // SUB > 1:
+        start = tl.load(own + tile * (TILE // SUB) + first // SUB) * SUB + first % SUB
+    return first + tl.arange(0, SLICE), start + tl.arange(0, SLICE)
 
 
 @triton.jit
@@ -241,7 +112,7 @@ def load_rows(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.conste
 
 
 @triton.jit
-def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT: tl.constexpr):
+def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, MASK: tl.constexpr):
     """Gather a step's keys: their positions [BN], k [BN, DP] and v [BN, EP]."""
     n = tokens(at, shape.BN, shape.SUB, 1)
     if k_desc is not None:
@@ -251,14 +122,18 @@ def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT: tl.const
     else:
         k_base = base_of(k, item.b, item.kv_head)
         v_base = base_of(v, item.b, item.kv_head)
-        k_tile = load_rows(k_base, n, k.strides[2], extent.k_len, shape.D, shape.DP, CUT)
-        v_tile = load_rows(v_base, n, v.strides[2], extent.k_len, shape.E, shape.EP, CUT)
+        k_tile = load_rows(
+            k_base, n, k.strides[2], extent.k_len, shape.D, shape.DP, MASK == 2 and shape.RAGGED
+        )
+        v_tile = load_rows(
+            v_base, n, v.strides[2], extent.k_len, shape.E, shape.EP, MASK == 2 and shape.RAGGED
+        )
     return n, k_tile, v_tile
 
 
 @triton.jit
 def scored_keys(
-    q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, CUT: tl.constexpr
+    q, at, step, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, shape, MASK: tl.constexpr
 ):  # fmt: skip
     """Gather a step's keys and score them: their positions [BN], k, v, and what `strike` leaves [BM, BN].
 
@@ -266,16 +141,16 @@ def scored_keys(
     """
     slots: tl.constexpr = shape.BN // shape.SUB
     one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
-    n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, CUT)
+    n, k_tile, v_tile = keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, MASK)
     scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION)
     if not shape.BARE:
         scores *= scale
-    if CUT or masks.ANY:
+    if MASK or masks.ANY:
         own_sub = tl.arange(0, shape.BM) // shape.SUB
         slot = tl.arange(0, shape.BN) // shape.SUB
         scores = strike(
             scores, m[:, None], n[None, :], own_sub[:, None], slot[None, :], tl.load(bits + step), item.b,
-            item.h, extent, masks, one_bit, slots, CUT,
+            item.h, extent, masks, one_bit, slots, shape.RAGGED, MASK,
         )  # fmt: skip
     return n, k_tile, v_tile, scores
 
@@ -283,24 +158,26 @@ def scored_keys(
 @triton.jit
 def strike(
     scores, m, n, own_sub, other_slot, bits, b, h, extent, masks, ONE_BIT: tl.constexpr, SLOTS: tl.constexpr,
-    CUT: tl.constexpr,
+    RAGGED: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """Add what is added to the scores and put -inf where a key is not seen.
 
     m and n number the queries and keys of the tile. Bit own_sub * SLOTS + other_slot of the step's bits says
-    whether a pair of sub-blocks is kept; with ONE_BIT the step is one pair, which is. Without CUT neither
-    lengths nor bounds nor bits strike anything.
+    whether a pair of sub-blocks is kept; with ONE_BIT the step is one pair, which is. MASK is 0 where neither
+    bits nor bounds nor lengths strike anything, 1 where bits alone do, else 2.
     """
     inside = (m >= 0) & (m < extent.q_len) & (n < extent.k_len)
-    if CUT:
-        keep = n < extent.k_len
+    if MASK == 1:
+        scores = tl.where(_kept_pairs(bits, own_sub, other_slot, SLOTS), scores, float("-inf"))
+    if MASK == 2:
         position = m + (extent.k_len - extent.q_len)
+        keep = (n < extent.k_len) | (not RAGGED)
         if extent.right is not None:
             keep = keep & (n <= position + extent.right)
         if extent.left is not None:
             keep = keep & (n >= position - extent.left)
         if not ONE_BIT:
-            keep = keep & (((bits >> (own_sub * SLOTS + other_slot)) & 1) != 0)
+            keep = keep & _kept_pairs(bits, own_sub, other_slot, SLOTS)
         scores = tl.where(keep, scores, float("-inf"))
     wide_m = m.to(tl.int64)
     wide_n = n.to(tl.int64)
@@ -324,6 +201,11 @@ def strike(
         document = tl.load(row + place, mask=(m >= 0) & (m < extent.q_len), other=0)
         scores = tl.where(its_document == document, scores, float("-inf"))
     return scores
+
+
+@triton.jit
+def _kept_pairs(bits, own_sub, other_slot, SLOTS: tl.constexpr):
+    return ((bits >> (own_sub * SLOTS)) & (1 << other_slot)) != 0
 
 
 @triton.jit

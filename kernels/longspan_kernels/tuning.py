@@ -79,6 +79,24 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Scattered:
+    """Sizes for layouts whose rows have little in common, with tiles and steps of one block each.
+
+    Attributes:
+        fill: they are used where kept pairs of blocks would fill less than that of the ordinary size's steps.
+        forward: of the forward; None for the ordinary one.
+        queries: of dq; likewise.
+        keys: of dk with dv; likewise.
+
+    """
+
+    fill: float
+    forward: Size | None
+    queries: Size | None
+    keys: Size | None
+
+
+@dataclass(frozen=True)
 class Kind:
     """What the sizes of calls in bfloat16 and float16 depend on besides the architecture.
 
@@ -93,10 +111,12 @@ class Kind:
 
 
 _HOPPER = {
-    Kind(64, 16): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)),
-    Kind(64, 32): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)),
+    Kind(64, 16): Sizes(
+        Size(64, 64, 2, 4, 128), Size(64, 32, 3, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)
+    ),
+    Kind(64, 32): Sizes(Size(64, 32, 3, 4), Size(64, 32, 3, 4), Size(32, 64, 3, 4, 168), Size(32, 32, 1, 4)),
     Kind(64, 64): Sizes(
-        Size(64, 64, 2, 4), Size(64, 64, 2, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)
+        Size(64, 64, 2, 4, 128), Size(64, 64, 2, 4, 128), Size(64, 64, 3, 4), Size(32, 32, 1, 4)
     ),
     Kind(128, 16): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(32, 64, 2, 4), Size(32, 32, 1, 4)),
     Kind(128, 32): Sizes(Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(32, 64, 2, 4), Size(32, 32, 1, 4)),
@@ -106,6 +126,12 @@ _HOPPER = {
     Kind(256, 64): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
 }
 TABLE: dict[Architecture, dict[Kind, Sizes]] = {(9, 0): _HOPPER}
+SCATTERED: dict[Architecture, dict[Kind, Scattered]] = {
+    (9, 0): {
+        Kind(64, 16): Scattered(0.55, Size(16, 16, 3, 1), Size(16, 16, 3, 1), Size(16, 16, 3, 1)),
+        Kind(64, 32): Scattered(0.75, Size(32, 32, 3, 1), Size(32, 32, 3, 1), None),
+    }
+}
 # Products of float32 run on the ordinary units: small tiles keep them in registers.
 _FLOAT32 = Sizes(*[Size(32, 32, 1, 4)] * 4)
 # What was found for a device. Sizes that stand in until a device may be timed are not kept.
@@ -183,6 +209,17 @@ def sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) ->
                 return nearest_sizes(architecture, kind)
         _found[device, kind] = found
     return found
+
+
+def scattered_sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> Scattered | None:
+    """Give the sizes for layouts whose rows have little in common, None where the ordinary ones serve them.
+
+    Arguments as `sizes_for`.
+    """
+    architecture = architecture_of(device)
+    if dtype == torch.float32 or architecture is None:
+        return None
+    return SCATTERED.get(architecture, {}).get(kind_of(dim, block))
 
 
 def settled(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> bool:

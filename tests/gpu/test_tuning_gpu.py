@@ -63,7 +63,7 @@ def test_the_first_call_tunes_and_later_ones_do_not(tmp_path, monkeypatch, block
 def test_a_capture_is_not_disturbed(tmp_path):
     layout = BlockLayout.from_dense(torch.ones(1, 4, 4), 64)
     q = torch.randn(1, 1, 256, 64, device="cuda", dtype=torch.bfloat16)
-    sizes = tuning.nearest_sizes((1, 0), Kind(64, False))
+    sizes = tuning.nearest_sizes((1, 0), Kind(64, 64))
     with pytest.MonkeyPatch.context() as patch:
         # Compiled, and its schedule made, before the capture.
         patch.setattr(autotune, "tuned_sizes", lambda *_: sizes)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from longspan_kernels import autotune, prepared, tuning
+from longspan_kernels import autotune, call, tuning
 from longspan_kernels.tuning import Kind
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
@@ -19,9 +19,7 @@ def seconds(call):
     return time.perf_counter() - start
 
 
-@pytest.mark.parametrize(
-    "kind", [Kind(64, False), Kind(64, True), Kind(128, True), Kind(256, False)], ids=str
-)
+@pytest.mark.parametrize("kind", [Kind(64, 64), Kind(64, 16), Kind(128, 16), Kind(256, 64)], ids=str)
 def test_every_candidate_gives_the_results_of_the_reference(monkeypatch, tmp_path, kind):
     monkeypatch.setattr(tuning, "architecture_of", lambda device: "gfx000")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "interpreter")
@@ -59,16 +57,16 @@ def test_every_candidate_gives_the_results_of_the_reference(monkeypatch, tmp_pat
 
 def test_a_backend_call_uses_what_was_tuned(monkeypatch):
     """Sizes that are given are those of the launch, and nothing asks for others."""
-    problem = autotune.typical_problem(Kind(64, True), torch.float16, CPU, tokens=64, heads=1)
+    problem = autotune.typical_problem(Kind(64, 16), torch.float16, CPU, tokens=64, heads=1)
     seen = []
-    schedule = prepared.schedule_for
+    schedule = call.schedule_for
 
     def spy(*arguments, **options):
         seen.append((options["q_tile"], options["k_tile"], options["by_keys"]))
         return schedule(*arguments, **options)
 
-    monkeypatch.setattr(prepared, "schedule_for", spy)
-    monkeypatch.setattr(prepared, "sizes_for", None)
+    monkeypatch.setattr(call, "schedule_for", spy)
+    monkeypatch.setattr(call, "sizes_for", None)
     problem.run("forward", tuning.Size(16, 32, 1, 4))
     problem.run("keys", tuning.Size(16, 64, 1, 4))
     assert seen == [(16, 32, False), (32, 32, False), (16, 64, True)]

@@ -12,6 +12,7 @@ import torch
 from made_up_driver import made_up_gpu
 
 from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, launch, prepared, tuning
+from longspan_kernels import call as kinds
 
 HEADS, LENGTH = 2, 128
 
@@ -144,14 +145,14 @@ def test_sizes_that_are_not_settled_are_asked_for_again(gpu, monkeypatch):
     layout = layout_of_all()
     asked = []
     monkeypatch.setattr(prepared, "settled", lambda *_: False)
-    monkeypatch.setattr(prepared, "sizes_for", lambda *kind: asked.append(kind) or tuning.sizes_for(*kind))
+    monkeypatch.setattr(kinds, "sizes_for", lambda *kind: asked.append(kind) or tuning.sizes_for(*kind))
     call(layout)
     call(layout)
-    assert len(asked) == 4
+    assert len(asked) == 6  # of each kernel
     monkeypatch.setattr(prepared, "settled", lambda *_: True)
     call(layout)
     call(layout)
-    assert len(asked) == 6
+    assert len(asked) == 9
 
 
 def test_no_keys_at_all(gpu):

@@ -8,7 +8,7 @@ from longspan_kernels.tuning import Kind, Size
 
 CPU = torch.device("cpu")
 AMPERE = (8, 0)
-WHOLE = Kind(64, False)
+WHOLE = Kind(64, 64)
 FAST = Size(64, 32, 2, 4)  # of every list of head dimension 64 but that of the keys, where it lies turned
 FAST_KEYS = Size(32, 64, 2, 4)
 

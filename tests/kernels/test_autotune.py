@@ -43,7 +43,7 @@ def test_tunes_once_and_remembers(tuner, caplog):
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert str(file) in warnings[0].getMessage()
-    tuner.tuned(problem, Kind(128, False))
+    tuner.tuned(problem, Kind(128, 64))
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
@@ -62,7 +62,7 @@ def test_sizes_for_goes_the_same_way(tuner, monkeypatch):
 
 
 def test_kinds_are_tuned_one_by_one(tuner):
-    kinds = [tuner.WHOLE, Kind(64, True), Kind(128, False)]
+    kinds = [tuner.WHOLE, Kind(64, 16), Kind(128, 64)]
     problems = [tuner.Problem() for _ in kinds]
     for kind, problem in zip(kinds, problems, strict=True):
         tuner.tuned(problem, kind)

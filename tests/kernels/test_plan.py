@@ -62,34 +62,39 @@ def test_each_seen_pair_is_met_once(kit, call):
 
 
 def _met(schedule, head, layout, q_len, k_len, q_tile, k_tile, by_keys):
-    """How often each pair of an owned and a gathered token is met, and which lie in steps without a mask."""
+    """How often each pair of an owned and a gathered token is met, and which without a mask of tokens."""
     sub = min(layout.block, q_tile, k_tile)
     own_tile, other_tile = (k_tile, q_tile) if by_keys else (q_tile, k_tile)
     own_len, other_len = (k_len, q_len) if by_keys else (q_len, k_len)
     # Tokens are counted from where the first block of rows begins, `lead` before the first query.
     own_lead, other_lead = (0, layout.lead) if by_keys else (layout.lead, 0)
-    slots = other_tile // sub
+    rows, slots = own_tile // sub, other_tile // sub
+    own_count = -(-(own_lead + own_len) // sub)
     assert schedule.columns.shape[1] == slots
-    assert schedule.tiles == -(-(own_lead + own_len) // own_tile)
-    columns, bits = schedule.columns.tolist(), schedule.bits.tolist()
-    room_own, room_other = schedule.tiles * own_tile, other_lead + other_len + sub
-    met = torch.zeros(room_own, room_other, dtype=torch.int64)
-    free = torch.zeros(room_own, room_other, dtype=torch.bool)
-    for tile, of_head, first, uncut, steps, _ in schedule.items.tolist():
+    assert schedule.own.shape[1] == rows
+    columns, bits, owned = schedule.columns.tolist(), schedule.bits.tolist(), schedule.own.tolist()
+    met = torch.zeros((own_count + 1) * sub, other_lead + other_len + sub, dtype=torch.int64)
+    free = torch.zeros_like(met, dtype=torch.bool)
+    for tile, of_head, first, whole, uncut, steps, _ in schedule.items.tolist():
         if of_head not in (-1, head):
             continue
-        assert 0 <= uncut <= steps
+        assert 0 <= whole <= uncut <= steps
+        assert schedule.bitten or whole == uncut
+        assert schedule.cut or uncut == steps
         for step in range(first, first + steps):
             for slot in range(slots):
                 start = columns[step][slot] * sub
-                for row in range(own_tile // sub):
-                    if bits[step] >> (row * slots + slot) & 1:
-                        own = tile * own_tile + row * sub
-                        met[own : own + sub, start : start + sub] += 1
+                for row, own in enumerate(owned[tile]):
+                    seen = bits[step] >> (row * slots + slot) & 1
+                    if seen:
+                        assert own < own_count
+                        met[own * sub : (own + 1) * sub, start : start + sub] += 1
+                    if own < own_count and (step < first + whole or (seen and step < first + uncut)):
+                        free[own * sub : (own + 1) * sub, start : start + sub] = True
                 if step < first + uncut:
-                    # Keys behind the end would be let through; queries behind it have no weight.
-                    assert by_keys or start + sub <= k_len
-                    free[tile * own_tile : (tile + 1) * own_tile, start : start + sub] = True
+                    # Keys behind the end would be let through, and queries outside be loaded.
+                    assert other_lead <= start
+                    assert start + sub <= other_lead + other_len
     inside = slice(own_lead, own_lead + own_len), slice(other_lead, other_lead + other_len)
     return met[inside], free[inside]
 
@@ -99,26 +104,36 @@ def _met(schedule, head, layout, q_len, k_len, q_tile, k_tile, by_keys):
 def test_items_and_splits(call):
     (layout, *lengths), tiles, cap = call
     schedule = make_schedule(layout, *lengths, **tiles, segment_steps=cap)
-    items, splits = schedule.items.tolist(), schedule.splits.tolist()
-    # Head by head, the longest of each first.
-    order = [(item[1], -item[4]) for item in items]
+    items, splits, longs = schedule.items.tolist(), schedule.splits.tolist(), schedule.longs
+    # The long ones of all heads first, then head by head, the longest of each first.
+    assert [item[5] for item in items[:longs]] == sorted((item[5] for item in items[:longs]), reverse=True)
+    order = [(item[1], -item[5]) for item in items[longs:]]
     assert order == sorted(order)
-    assert cap is None or max((item[4] for item in items), default=0) <= cap
+    steps = torch.tensor([item[5] for item in items])
+    assert longs == (steps > 2 * steps.median()).sum()
+    assert cap is None or max((item[5] for item in items), default=0) <= cap
     assert {item[1] for item in items} == ({-1} if schedule.shared else set(range(layout.heads)))
+    q_len, k_len = lengths[:2]
+    sub = min(layout.block, tiles["q_tile"], tiles["k_tile"])
+    own_count = -(-k_len // sub) if tiles["by_keys"] else -(-(layout.lead + q_len) // sub)
+    owned = schedule.own.tolist()
     for head in {item[1] for item in items}:
         mine = [item for item in items if item[1] == head]
         of_splits = [split for split in splits if split[1] == head]
-        # Each tile has one item, or is split; also a tile that meets nothing has its zeros to write.
-        whole = [item[0] for item in mine if item[5] == -1]
-        assert sorted(whole + [split[0] for split in of_splits]) == list(range(schedule.tiles))
+        # Each sub-block is in one tile, which has one item, or is split; also one that meets nothing has its
+        # zeros to write.
+        whole = [item[0] for item in mine if item[6] == -1] + [split[0] for split in of_splits]
+        assert sorted(own for tile in whole for own in owned[tile] if own < own_count) == list(
+            range(own_count)
+        )
         expected = [(tile, first + n) for tile, _, first, number in of_splits for n in range(number)]
         assert all(number > 1 for *_, number in of_splits)
-        assert sorted((item[0], item[5]) for item in mine if item[5] != -1) == sorted(expected)
+        assert sorted((item[0], item[6]) for item in mine if item[6] != -1) == sorted(expected)
         results = [partial for _, partial in expected]
         assert len(set(results)) == len(results)
         assert all(0 <= partial < schedule.partials for partial in results)
     segments = {}
-    for tile, head, first, _, steps, _ in items:
+    for tile, head, first, _, _, steps, _ in items:
         segments.setdefault((head, tile), []).append((first, steps))
     for pieces in segments.values():
         # Segments follow one another, and none is more than a step longer than another.
@@ -127,15 +142,33 @@ def test_items_and_splits(call):
         assert max(n for _, n in pieces) - min(n for _, n in pieces) <= 1
 
 
+def test_what_keeps_far_more_shares_tiles():
+    """Global columns amid local ones: the tiles of the local ones do not walk through all queries."""
+    layout = sparsity.FixedSparsityConfig(1, 16).layout(2048)  # every fourth column is global
+    schedule = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=True)
+    steps = {tuple(schedule.own[tile].tolist()): steps for tile, *_, steps, _ in schedule.items.tolist()}
+    end = 2048 // 16
+    assert steps[0, 1, 2, end] == 1
+    assert steps[3, 7, 11, 15] == 2048 // 64
+    assert len(steps) == 32 + 8
+    rows = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=False)
+    assert rows.own.tolist() == torch.arange(end).view(-1, 4).tolist()
+
+
 def test_steps_that_need_no_mask_come_first_and_are_full():
     layout = BlockLayout.from_dense(torch.ones(1, 8, 8), 16)
     tiles = {"q_tile": 32, "k_tile": 32, "by_keys": False}
     whole = make_schedule(layout, 128, 128, None, None, **tiles)
-    assert whole.items[:, 3:5].tolist() == [[4, 4]] * 4
+    assert whole.items[:, 3:6].tolist() == [[4, 4, 4]] * 4
     ragged = make_schedule(layout, 128, 127, None, None, **tiles)
-    assert ragged.items[:, 3:5].tolist() == [[3, 4]] * 4
+    assert ragged.items[:, 3:6].tolist() == [[3, 3, 4]] * 4
     causal = make_schedule(layout, 128, 128, None, 0, **tiles)
-    assert causal.items[:, [0, 3, 4]].tolist() == [[3, 3, 4], [2, 2, 3], [1, 1, 2], [0, 0, 1]]
+    assert causal.items[:, [0, 3, 4, 5]].tolist() == [[3, 3, 3, 4], [2, 2, 2, 3], [1, 1, 1, 2], [0, 0, 0, 1]]
+    # Blocks of 16 in tiles of 32, a diagonal and a column: bits alone for what causality leaves whole.
+    dense = torch.eye(8, dtype=torch.bool)
+    dense[:, 0] = dense[4, 1] = True
+    bitten = make_schedule(BlockLayout.from_dense(dense[None], 16), 128, 128, None, 0, **tiles)
+    assert bitten.items[:, [0, 3, 4, 5]].tolist() == [[1, 0, 1, 2], [2, 0, 1, 2], [3, 0, 1, 2], [0, 0, 0, 1]]
 
 
 def test_schedules_are_kept():
@@ -158,5 +191,5 @@ def test_a_million_tokens():
         schedule = make_schedule(layout, 2**20, 2**20, None, None, q_tile=64, k_tile=64, by_keys=by_keys)
         assert schedule.shared
         assert schedule.nbytes < 25e6
-        assert schedule.items[:, 4].max() < 2**14 // 8  # the global row and column are split
+        assert schedule.items[:, 5].max() < 2**14 // 8  # the global row and column are split
     assert time.process_time() - started < 1.0

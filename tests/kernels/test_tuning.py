@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("tuner")
 def test_known_architecture_takes_its_table_and_times_nothing(tuner, monkeypatch, dim, limit, block):
     monkeypatch.setattr(tuning, "architecture_of", lambda device: (9, 0))
     monkeypatch.setattr(autotune, "tuned_sizes", tuner.no_launch)
-    expected = tuning.TABLE[9, 0][Kind(limit, block < 64)]
+    expected = tuning.TABLE[9, 0][Kind(limit, min(block, 64))]
     assert tuning.sizes_for(torch.bfloat16, dim, block, tuner.CPU) is expected
     assert tuning.sizes_for(torch.float16, dim, block, tuner.CPU) is expected
 
@@ -41,11 +41,30 @@ def test_each_architecture_has_its_own(tuner, monkeypatch):
 
 def test_every_table_serves_every_kind_and_block():
     for architecture, table in tuning.TABLE.items():
-        assert table.keys() == {Kind(dim, gathered) for dim in tuning.DIMS for gathered in (False, True)}
+        assert table.keys() == {Kind(dim, block) for dim in tuning.DIMS for block in tuning.BLOCKS}
         for kind, sizes in table.items():
-            for block in (16, 32) if kind.gathered else (64, 128):
+            for block in (64, 128) if kind.block == 64 else (kind.block,):
                 for size in (sizes.forward, sizes.queries, sizes.keys, sizes.bias):
                     assert size.serves(block), (architecture, kind, size)
+
+
+def test_scattered_sizes_are_of_one_block_a_tile_and_step():
+    for architecture, table in tuning.SCATTERED.items():
+        assert table.keys() <= tuning.TABLE[architecture].keys()
+        for kind, scattered in table.items():
+            assert 0 < scattered.fill < 1
+            sizes = [scattered.forward, scattered.queries, scattered.keys]
+            assert any(sizes)
+            assert {(one.q_tile, one.k_tile) for one in sizes if one} == {(kind.block, kind.block)}
+
+
+def test_scattered_sizes_are_for_half_types_on_known_gpus(tuner, monkeypatch):
+    assert tuning.scattered_sizes_for(torch.bfloat16, 64, 16, tuner.CPU) is None
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: (9, 0))
+    expected = tuning.SCATTERED[9, 0][Kind(64, 16)]
+    assert tuning.scattered_sizes_for(torch.bfloat16, 40, 16, tuner.CPU) is expected
+    assert tuning.scattered_sizes_for(torch.float32, 64, 16, tuner.CPU) is None
+    assert tuning.scattered_sizes_for(torch.bfloat16, 64, 64, tuner.CPU) is None
 
 
 def test_float32_is_never_timed(tuner, monkeypatch):
@@ -56,7 +75,7 @@ def test_float32_is_never_timed(tuner, monkeypatch):
 def test_no_gpu_takes_a_table_and_times_nothing(tuner, monkeypatch):
     monkeypatch.setattr(tuning, "architecture_of", lambda device: None)
     monkeypatch.setattr(autotune, "tuned_sizes", tuner.no_launch)
-    assert tuning.sizes_for(torch.bfloat16, 64, 16, tuner.CPU) == tuning.TABLE[9, 0][Kind(64, True)]
+    assert tuning.sizes_for(torch.bfloat16, 64, 16, tuner.CPU) == tuning.TABLE[9, 0][Kind(64, 16)]
 
 
 def test_nearest_architecture(tuner, monkeypatch):
@@ -69,7 +88,7 @@ def test_nearest_architecture(tuner, monkeypatch):
 
 def test_amd_gets_no_register_bound(tuner, monkeypatch):
     # Triton's AMD compiler refuses `maxnreg`.
-    kind = Kind(64, True)
+    kind = Kind(64, 16)
     assert tuning.TABLE[9, 0][kind].forward.registers == 128
     sizes = tuning.nearest_sizes("gfx942", kind)
     for size in (sizes.forward, sizes.queries, sizes.keys):
@@ -97,10 +116,10 @@ def test_a_size_that_cannot_be_launched_is_refused(field, value):
 
 
 @pytest.mark.parametrize("dim", tuning.DIMS)
-@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("block", tuning.BLOCKS)
 @pytest.mark.parametrize("kernel", autotune.KERNELS)
-def test_candidates(kernel, dim, gathered):
-    kind = Kind(dim, gathered)
+def test_candidates(kernel, dim, block):
+    kind = Kind(dim, block)
     known = getattr(tuning.TABLE[9, 0][kind], kernel)
     sizes = autotune.candidates(kernel, kind, known)
     assert sizes[0] == known
@@ -126,7 +145,7 @@ def test_typical_layout_is_like_bigbird(block):
 
 def test_random_state_is_left_alone(tuner):
     before = torch.get_rng_state()
-    problem = autotune.typical_problem(Kind(64, True), torch.float32, tuner.CPU, tokens=64, heads=1)
+    problem = autotune.typical_problem(Kind(64, 16), torch.float32, tuner.CPU, tokens=64, heads=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert problem.q.shape == (4, 1, 64, 64)
     assert problem.out.isfinite().all()

@@ -1,0 +1,132 @@
+"""What the kernels of a kind of call share: shapes, sizes, schedules, grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from longspan_kernels.arguments import Arguments
+from longspan_kernels.bundles import Shape
+from longspan_kernels.launch import Tiles, masks_of, padded
+from longspan_kernels.layout import BlockLayout
+from longspan_kernels.plan import Schedule, schedule_for
+from longspan_kernels.tuning import Size, Sizes, scattered_sizes_for, sizes_for
+
+LOG2E = 1.4426950408889634
+# Rows of a split tile that one program adds up; no tile has fewer.
+SLICE = 16
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the kernels of a kind of call have in common: shapes, no tensor and no layout.
+
+    What is prepared outlives the call, and must not keep alive what its caller lets go.
+    """
+
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    block: int
+    lead: int
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> Call:
+        """Describe a call."""
+        shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
+        return cls(*shapes, q.dtype, q.device, layout.block, layout.lead)
+
+    @property
+    def batch(self) -> int:
+        """Number of batch entries."""
+        return self.q[0]
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.q[1]
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.q[1] // self.k[1]
+
+    @property
+    def kind(self) -> tuple[torch.dtype, int, int, torch.device]:
+        """What sizes depend on."""
+        return self.dtype, max(self.q[3], self.v[3]), self.block, self.device
+
+    def sub(self, size: Size) -> int:
+        """Tokens of the sub-blocks that a kernel gathers."""
+        return min(self.block, size.q_tile, size.k_tile)
+
+    def schedule(
+        self, arguments: Arguments, kernel: str, sizes: Sizes | None, *, by_keys: bool, split: bool = True
+    ) -> tuple[Size, Schedule]:
+        """Choose the size of a kernel, if ``sizes`` does not give it, and make its schedule."""
+
+        def make(size: Size) -> tuple[Size, Schedule]:
+            return size, schedule_for(
+                arguments.layout, self.q[2], self.k[2], arguments.left, arguments.right, self.device,
+                q_tile=size.q_tile, k_tile=size.k_tile, by_keys=by_keys, split=split,
+            )  # fmt: skip
+
+        chosen = make(getattr(sizes or sizes_for(*self.kind), kernel))
+        scattered = scattered_sizes_for(*self.kind) if sizes is None else None
+        size = getattr(scattered, kernel, None)
+        if scattered is not None and size is not None and chosen[1].fill < scattered.fill:
+            return make(size)
+        return chosen
+
+    def shape(self, arguments: Arguments, size: Size, schedule: Schedule, *, by_keys: bool = False) -> Shape:
+        """Give the sizes that the compiler knows; ``by_keys`` where tiles are of keys."""
+        dim, value_dim = self.q[3], self.v[3]
+        sub = self.sub(size)
+        ragged = (self.lead > 0 or self.q[2] % sub != 0) if by_keys else self.k[2] % sub != 0
+        bare = arguments.scale > 0 and not masks_of(arguments).ANY.value
+        return Shape(*map(tl.constexpr, (
+            dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, sub, self.group,
+            schedule.shared, ragged, schedule.bitten, schedule.cut, bare, "ieee",
+        )))  # fmt: skip
+
+    def programs(self, table: Tensor, schedule: Schedule) -> tuple[int]:
+        """Grid of a work list: every batch entry runs it, and every head if they share it."""
+        return (table.shape[0] * self.runs(schedule),)
+
+    def slices(self, schedule: Schedule, tile: int) -> tuple[int, int]:
+        """Grid of what adds segments up: split tiles, and slices of their rows."""
+        return (*self.programs(schedule.splits, schedule), tile // SLICE)
+
+    def runs(self, schedule: Schedule) -> int:
+        """How often a work list is run."""
+        return self.batch * self.heads if schedule.shared else self.batch
+
+    def lengths(self) -> tuple[int, ...]:
+        """Give what the kernels ask of lengths."""
+        return self.heads, self.q[2], self.k[2], self.lead
+
+    def tables(self, schedule: Schedule) -> tuple[Any, ...]:
+        """Give the tables of a schedule and how the grid runs them, as the kernels take them."""
+        longs = schedule.longs
+        return (
+            schedule.columns, schedule.bits, schedule.own, schedule.items, longs,
+            schedule.items.shape[0] - longs, longs * self.runs(schedule), schedule.partials,
+        )  # fmt: skip
+
+    def partials(self, schedule: Schedule, stand_in: Tensor, tile: int, *width: int) -> Tensor:
+        """Room for what the segments of split tiles compute, float32; where none is split, the stand-in."""
+        if not schedule.partials:
+            return stand_in
+        shape = (self.batch, self.heads, schedule.partials, tile, *width)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+
+def tile_of(tiles: Tiles | None, x: Tensor) -> Any:
+    """Describe a tensor to the bulk copy engine, if it fetches that."""
+    return None if tiles is None else tiles.of(x)
