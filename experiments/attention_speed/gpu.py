@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ import report
 import suite
 import timing
 import torch
-from measure import DeviceLostError, Session, launch_overhead, measure
+from measure import DeviceLostError, Session, compile_cell, launch_overhead, measure
 from readme import splice
 
 HERE = Path(__file__).parent
@@ -47,6 +48,14 @@ def arguments() -> argparse.Namespace:
         help="for FlexAttention's tuning, a block size, head dimension and direction (default: 90 with "
         "--all, else 0: the likeliest options, if no earlier run left tuned ones)",
     )
+    parser.add_argument(
+        "--warm",
+        type=int,
+        default=0,
+        metavar="N",
+        help="compile everything in so many processes first: what they leave on disk shortens the measuring",
+    )
+    parser.add_argument("--compile-part", help=argparse.SUPPRESS)  # I/N: every N-th cell from the I-th
     parser.add_argument("--compile-seconds", type=float, default=120, help="limit of one compilation")
     return parser.parse_args()
 
@@ -119,6 +128,8 @@ def run(options: argparse.Namespace, deadline: float) -> None:
     print(f"{len(cells)} cells to measure, {len(done)} there already", flush=True)
     if not options.tiny and not torch.cuda.is_available():
         raise SystemExit("no CUDA device; --tiny runs on the CPU")
+    if options.warm and cells:
+        warm(options, deadline)
     device = torch.device("cpu" if options.tiny else "cuda")
     torch._dynamo.config.recompile_limit = 64
     tune = options.tune_seconds if options.tune_seconds is not None else 90.0 * options.all
@@ -159,10 +170,40 @@ def run(options: argparse.Namespace, deadline: float) -> None:
         print(line(record), flush=True)
 
 
+def warm(options: argparse.Namespace, deadline: float) -> None:
+    """Compile what the run will need in processes beside each other; whatever fails there is told later."""
+    # The tuning goes through its candidates itself; here it would be done by each process.
+    command = [sys.executable, __file__, *sys.argv[1:], "--tune-seconds", "0", "--compile-part"]
+    parts = [f"{number}/{options.warm}" for number in range(options.warm)]
+    running = [subprocess.Popen([*command, part], stdout=subprocess.DEVNULL) for part in parts]
+    for one in running:
+        try:
+            one.wait(max(0.0, deadline - time.monotonic()) if deadline < float("inf") else None)
+        except subprocess.TimeoutExpired:
+            one.kill()
+    print(f"compiled in {options.warm} processes", flush=True)
+
+
+def compile_part(options: argparse.Namespace) -> None:
+    """Compile what a part of the cells needs, and measure nothing."""
+    number, parts = map(int, options.compile_part.split("/"))
+    torch._dynamo.config.recompile_limit = 64
+    winners = stored(options.out / "flex.json")
+    session = Session(torch.device("cuda"), winners, 0.0, options.compile_seconds)
+    for cell in chosen(options)[number::parts]:
+        try:
+            compile_cell(session, cell)
+        except Exception as error:
+            print(f"{cell.name}: {error}")
+
+
 def main() -> None:
     """Measure and report."""
     started = time.monotonic()
     options = arguments()
+    if options.compile_part:
+        compile_part(options)
+        return
     if options.list:
         print("\n".join(cell.name for cell in chosen(options)))
         return

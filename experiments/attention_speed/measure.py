@@ -282,6 +282,16 @@ def dense_contenders(session: Session, cell: Cell, qkv: tuple[Tensor, ...], grad
     return session.dense[key]
 
 
+def compile_cell(session: Session, cell: Cell) -> None:
+    """Compile what the measuring of a cell calls, ours and FlexAttention, for what is kept on disk."""
+    layout, device = cell.layout(), session.device
+    qkv, grad = inputs(cell, device)
+    warm_up(ours(cell, layout), qkv, grad, device)
+    for size, options in tuned(session, cell).items():
+        one = flex_contender(session, cell, layout, size, options)
+        compile_flex(session, one, options, qkv, grad)
+
+
 def measure(session: Session, cell: Cell) -> dict[str, Any]:
     """Measure a cell; whatever fails is told in the record."""
     start, device = time.monotonic(), session.device
