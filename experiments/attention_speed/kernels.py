@@ -2,6 +2,7 @@
 
     python experiments/attention_speed/kernels.py bigbird/b64/d64/16384 dense/b64/d64/16384
     python experiments/attention_speed/kernels.py --once CELL   # one call, to run under a profiler
+    python experiments/attention_speed/kernels.py --table experiments/attention_speed/kernels.jsonl
 
 For instance, where Nsight Compute is there:
 
@@ -25,9 +26,12 @@ import torch
 from measure import both, inputs, ours
 from torch.profiler import ProfilerActivity, profile
 
+from longspan_kernels import tuning_cache
+
 CALLS = 10
 # Matrix products of a kept pair, by kernel: 2 operations a dimension each.
 PRODUCTS = {"attend": 2, "differentiate_queries": 3, "differentiate_keys": 4}
+KERNELS = (*PRODUCTS, "combine", "add_segments")
 
 
 def cell_named(name: str) -> suite.Cell:
@@ -64,8 +68,8 @@ def kernel_times(cell: suite.Cell, once: bool = False) -> dict[str, Any]:
     operations = cell.batch * layout.flops(cell.length, cell.dim)  # of the forward: two products
     found = {}
     for event in recorded.key_averages():
-        if "fill" in event.key.lower() or "memset" in event.key.lower():
-            continue
+        if event.key not in KERNELS:
+            continue  # of the profiler, the driver, or the flush
         ms = event.device_time_total / CALLS / 1e3
         found[event.key] = {"ms": round(ms, 4)}
         if event.key in PRODUCTS:
@@ -73,16 +77,42 @@ def kernel_times(cell: suite.Cell, once: bool = False) -> dict[str, Any]:
     return found
 
 
+def table(path: Path) -> str:
+    """Write milliseconds in Markdown: a row a cell, a column a version of the sources, in their order."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    sources = list(dict.fromkeys(record["source"] for record in records))
+    at = {(record["cell"], record["source"]): record["kernels"] for record in records}
+    what = "forward, dq, dk and dv, adding up"
+    lines = [
+        "| cell | " + " | ".join(f"`{source[:7]}`: {what}" for source in sources) + " |",
+        "| --- |" + " ---: |" * len(sources),
+    ]
+    for cell in dict.fromkeys(record["cell"] for record in records):
+        cells = []
+        for source in sources:
+            ms = {name: one["ms"] for name, one in at.get((cell, source), {}).items()}
+            added = ms.get("combine", 0.0) + ms.get("add_segments", 0.0)
+            parts = [f"{ms[name]:.3f}" for name in PRODUCTS if name in ms]
+            cells.append(", ".join([*parts, f"{added:.3f}"]) if ms else "")
+        lines.append(f"| {cell} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print a line of JSON a cell."""
     parser = argparse.ArgumentParser(description="Time the kernels of a call one by one.")
-    parser.add_argument("cells", nargs="+", help="names as gpu.py --list prints them")
+    parser.add_argument("cells", nargs="*", help="names as gpu.py --list prints them")
     parser.add_argument("--once", action="store_true", help="call once and stop, for a profiler around it")
     parser.add_argument("--out", type=Path, help="a file to append the lines to")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print what such a file holds, and stop")
     options = parser.parse_args()
+    if options.table is not None:
+        print(table(options.table))
+        return
     for name in options.cells:
         found = kernel_times(cell_named(name), options.once)
-        line = json.dumps({"cell": name, **timing.machine(torch.device("cuda", 0)), "kernels": found})
+        about = {**timing.machine(torch.device("cuda", 0)), "source": tuning_cache.source_hash()}
+        line = json.dumps({"cell": name, **about, "kernels": found})
         print(line if not options.once else f"{name}: called", flush=True)
         if options.out is not None and not options.once:
             with options.out.open("a") as file:

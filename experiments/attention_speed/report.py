@@ -178,23 +178,17 @@ def short(records: list[Record]) -> list[Record]:
     return records if len(records) <= 40 else [record for record in records if record["cell"] in names]
 
 
-def draw(records: list[Record], folder: Path) -> list[Path]:
-    """Draw time against length and speed-up against FlexAttention; needs matplotlib."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
+def _draw_time(figures: list[tuple[Record, Record]], path: Path) -> Path:
+    """Draw time against length, a drawing a head dimension."""
     import matplotlib.pyplot as plt
 
-    figures = {record["cell"]: (record, derive(record)) for record in records}
-    paths = [folder / "time.png", folder / "speedup.png"]
-
-    dims = sorted({record["dim"] for record in records})
+    dims = sorted({record["dim"] for record, _ in figures})
     figure, axes = plt.subplots(
         1, len(dims), figsize=(5.2 * len(dims), 4.2), layout="constrained", squeeze=False
     )
     for ax, dim in zip(axes[0], dims, strict=True):
-        chosen = [(r, f) for r, f in figures.values() if r["dim"] == dim and r["block"] == 64] or [
-            (r, f) for r, f in figures.values() if r["dim"] == dim
+        chosen = [(r, f) for r, f in figures if r["dim"] == dim and r["block"] == 64] or [
+            (r, f) for r, f in figures if r["dim"] == dim
         ]
         shown = ("bigbird", "bslongformer", "local_sliding_window", "fixed", "dense")
         for number, pattern in enumerate(shown):
@@ -221,8 +215,22 @@ def draw(records: list[Record], folder: Path) -> list[Path]:
         ax.minorticks_off()
         ax.set_title(f"head dimension {dim}; solid: longspan, dotted: FlexAttention", fontsize=9)
         ax.legend(fontsize=8)
-    figure.savefig(paths[0], dpi=130)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
+    return path
+
+
+def draw(records: list[Record], folder: Path) -> list[Path]:
+    """Draw speed-up against FlexAttention, and of several lengths time against length; needs matplotlib."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figures = {record["cell"]: (record, derive(record)) for record in records}
+    paths = [folder / "speedup.png"]
+    if len({record["length"] for record in records}) > 1:
+        paths.insert(0, _draw_time(list(figures.values()), folder / "time.png"))
 
     blocks = sorted({record["block"] for record in records})
     names = [name for name in PATTERNS if any(record["pattern"] == name for record in records)]
@@ -244,6 +252,6 @@ def draw(records: list[Record], folder: Path) -> list[Path]:
     ax.set_ylabel("times faster than the best FlexAttention")
     ax.set_title("forward and backward: geometric mean over lengths and heads, dots the cells", fontsize=9)
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(paths[1], dpi=130)
+    figure.savefig(paths[-1], dpi=130)
     plt.close(figure)
     return paths

@@ -110,8 +110,8 @@ class Kind:
     block: int
 
 
-# From `experiments/attention_speed/tune.jsonl`, but for head dimension 256, and 128 with blocks under 64, that
-# the sweep of 2026-11-25 did not reach.
+# From `experiments/attention_speed/tune.jsonl`. The sweep has not reached head dimension 256, nor 128 with
+# blocks under 64.
 _HOPPER = {
     Kind(64, 16): Sizes(
         Size(64, 64, 2, 4, 128), Size(64, 32, 3, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)

@@ -41,8 +41,31 @@ def test_tiny_run_is_recorded_and_resumed(tmp_path):
     assert "1 cells to measure, 2 there already" in run(tmp_path, "--tiny")
     assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == 3
     assert "local_sliding_window" in (tmp_path / "gpu.md").read_text()
-    assert (tmp_path / "time.png").stat().st_size > 0
     assert (tmp_path / "speedup.png").stat().st_size > 0
+    assert not (tmp_path / "time.png").exists()  # one length is no curve
+    longer = {**records[0], "cell": "dense/b16/d16/512", "length": 512}
+    with (tmp_path / "gpu.jsonl").open("a") as file:
+        file.write(json.dumps(longer) + "\n")
+    run(tmp_path, "--report")
+    assert (tmp_path / "time.png").stat().st_size > 0
+
+
+def test_times_of_kernels_by_version_of_the_sources(tmp_path):
+    def line(cell, source, **ms):
+        kernels = {name: {"ms": one} for name, one in ms.items()}
+        return json.dumps({"cell": cell, "source": source, "kernels": kernels}) + "\n"
+
+    path = tmp_path / "kernels.jsonl"
+    parts = {"attend": 0.5, "differentiate_queries": 1.0, "differentiate_keys": 2.0}
+    lines = [line("a", "old", **parts, combine=0.1, add_segments=0.2), line("a", "new", **parts)]
+    path.write_text("".join([*lines, line("b", "new", **parts)]))
+    command = [sys.executable, str(FOLDER / "kernels.py"), "--table", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2:] == [
+        "| a | 0.500, 1.000, 2.000, 0.300 | 0.500, 1.000, 2.000, 0.000 |",
+        "| b |  | 0.500, 1.000, 2.000, 0.000 |",
+    ]
 
 
 def listed(counts, indices, layouts, blocks):

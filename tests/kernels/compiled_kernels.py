@@ -5,6 +5,7 @@
 makes the committed table, which `test_compiled_kernels.py` holds a fresh compilation to.
 """
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from longspan.sparsity import BigBirdSparsityConfig
-from longspan_kernels import launch, triton_backend
+from longspan_kernels import launch, triton_backend, tuning
 from longspan_kernels.arguments import Arguments
 
 CASES = [(dim, block) for dim in (64, 128) for block in (16, 64)]
@@ -42,19 +43,27 @@ class Target:
 
 
 def resources(kernel):
-    """Registers a thread, bytes of stack (spills) and of shared memory, whether it has Hopper's products."""
+    """What a kernel needs, as its machine code tells.
+
+    Registers a thread, bytes of stack (spills) and of shared memory, whether it has Hopper's products, and
+    whether each of those is waited for before the next begins, as the assembler does where it cannot follow
+    the registers of a loop (C7515).
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    wgmma = kernel.asm["ptx"].count("wgmma.mma_async")
+    products, waits = code.count("HGMMA."), code.count("WARPGROUP.DEPBAR")
     return {
         "registers": int(registers),
         "stack": int(stack),
         "shared": kernel.metadata.shared,
-        "wgmma": wgmma > 0,
+        "wgmma": products > 0,
+        "serialized": 0 < products <= waits,
     }
 
 
@@ -75,17 +84,24 @@ def main():
     for capability in (90, 80):
         driver.set_active(Target(capability))
         launch.has_tma = lambda device, capability=capability: capability >= 90
-        for dim, block in CASES:
+        cases = [(dim, block, "", None) for dim, block in CASES]
+        for kind, scattered in tuning.SCATTERED[9, 0].items():
+            usual = tuning.TABLE[9, 0][kind]
+            own = {
+                one: getattr(scattered, one) or getattr(usual, one) for one in ("forward", "queries", "keys")
+            }
+            cases.append((kind.dim, kind.block, "scattered ", dataclasses.replace(usual, **own)))
+        for dim, block, label, sizes in cases:
             layout = BigBirdSparsityConfig(16, block, attention="unidirectional").layout(16384)
             q = torch.empty(1, 16, 16384, dim, dtype=torch.bfloat16)
             arguments = Arguments(layout, dim**-0.5, None, 0)
             compiled.clear()
             triton_backend._forwards.clear()
             triton_backend._backwards.clear()
-            out, lse = triton_backend.forward(q, q, q, arguments)
-            triton_backend.backward(q, q, q, out, lse, out, None, arguments, False)
+            out, lse = triton_backend.forward(q, q, q, arguments, sizes=sizes)
+            triton_backend.backward(q, q, q, out, lse, out, None, arguments, False, sizes=sizes)
             for name, kernel in compiled.items():
-                table[f"sm_{capability} D{dim} block {block} {name}"] = resources(kernel)
+                table[f"sm_{capability} D{dim} block {block} {label}{name}"] = resources(kernel)
     json.dump(table, sys.stdout, indent=1)
     print()
 

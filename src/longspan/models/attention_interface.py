@@ -7,6 +7,7 @@ dimension.
 from __future__ import annotations
 
 import difflib
+import functools
 from typing import Any
 
 import torch
@@ -108,7 +109,12 @@ def longspan_attention(
 @constant_in_graphs
 def _means_document_ids(name: str) -> bool:
     """Tell a misspelling from what transformers passes, of which the nearest is token_type_ids, at 0.62."""
-    return difflib.SequenceMatcher(None, name, "document_ids").ratio() > 0.7
+    return _likeness(name) > 0.7
+
+
+@functools.lru_cache(maxsize=256)  # each layer of each step asks for the same few names
+def _likeness(name: str) -> float:
+    return difflib.SequenceMatcher(None, name, "document_ids").ratio()
 
 
 def _causal(module: Any) -> bool:
