@@ -296,24 +296,37 @@ def differentiate_keys(
         tl.store(column_sums_ptr + item.head * k_len + n, sums, mask=n < k_len)
 
 
-@triton.jit(do_not_specialize=["longs", "rest", "first", "partials", "H", "length", "lead"])
-def add_segments(
-    out_ptr, partial_ptr, own, splits, longs, rest, first, partials, H, length, lead,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SLICE: tl.constexpr,
-    SHARED: tl.constexpr,
+@triton.jit
+def _add(
+    out_ptr, partial_ptr, head, split, rows, place, partials, length, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    TILE: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """Add the partial sums of SLICE rows of a split tile, in their order, into out [B, H, length, WIDTH]."""
-    b, h, _, split = turn_of(splits, Work(longs, rest, first), H, 4, SHARED)
     first = tl.load(split + 2)
-    head = b * H + h
-    rows, place = own_slice(own, tl.load(split), SLICE, TILE, SUB)
     width = tl.arange(0, PADDED)
     total = tl.zeros([SLICE, PADDED], dtype=tl.float32)
     for segment in range(first, first + tl.load(split + 3)):
         row = (head * partials + segment) * TILE + rows
         at = partial_ptr + row[:, None] * WIDTH + width[None, :]
         total += tl.load(at, mask=(width < WIDTH)[None, :], other=0.0)
-    place -= lead
     inside = ((place >= 0) & (place < length))[:, None] & (width < WIDTH)[None, :]
     at = out_ptr + (head * length + place)[:, None] * WIDTH + width[None, :]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["longs", "rest", "first", "partials", "H", "length", "lead"])
+def add_segments(
+    out_ptr, partial_ptr, second_ptr, second_partial_ptr, own, splits, longs, rest, first, partials, H, length,
+    lead, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TILE: tl.constexpr,
+    SUB: tl.constexpr, SLICE: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Add the partial sums of SLICE rows of a split tile, in their order, into out [B, H, length, D].
+
+    And those of second [B, H, length, E], unless it is None.
+    """
+    b, h, _, split = turn_of(splits, Work(longs, rest, first), H, 4, SHARED)
+    head = b * H + h
+    rows, place = own_slice(own, tl.load(split), SLICE, TILE, SUB)
+    place -= lead
+    _add(out_ptr, partial_ptr, head, split, rows, place, partials, length, D, DP, TILE, SLICE)
+    if second_ptr is not None:
+        _add(second_ptr, second_partial_ptr, head, split, rows, place, partials, length, E, EP, TILE, SLICE)

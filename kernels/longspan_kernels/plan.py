@@ -32,6 +32,8 @@ from longspan_kernels.tiling import Tiling, make_tiling
 
 # A segment is not shorter than this many steps: shorter ones cost more in partial results than they balance.
 _SEGMENT_STEPS = 32
+# Where no tile has more steps, none is split: adding the segments up would cost the host three more launches.
+_WHOLE_STEPS = 128
 # Items of so many times the steps of the median one begin before all others.
 _LONG = 2
 # Programs that keep a large GPU busy: a tile longer than its share of the work among so many is split.
@@ -132,6 +134,8 @@ def make_schedule(
         steps = ends[2]
         work = int(steps.view(layout.layouts, -1).sum(1)[layout.head_layouts.long()].sum())
         segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
+        if steps.numel() and int(steps.max()) <= _WHOLE_STEPS:
+            segment_steps = _WHOLE_STEPS
     schedule = _items(columns, bits, first, ends, layout, tiling, segment_steps)
     pairs = max(1, (columns.shape[0] - 1) * rows * slots)
     return dataclasses.replace(schedule, fill=owner.numel() / pairs)

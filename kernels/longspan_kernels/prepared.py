@@ -152,7 +152,7 @@ class _Queries:
         if table_sums and not schedule.shared:
             self._items = [(schedule.items[:, 1] == head).nonzero()[:, 0] for head in range(call.heads)]
         self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch())
-        self._add = _Add(call, schedule, call.q[2], call.lead, call.q[3], size.q_tile, call.sub(size))
+        self._add = _Add(call, schedule, call.q[2], call.lead, size.q_tile, call.sub(size))
 
     def __call__(
         self,
@@ -220,8 +220,7 @@ class _Keys:
         self._tiles = [Tiles(x, size.q_tile) if its else None for x, its in zip(wanted, served, strict=True)]
         programs = call.programs(schedule.items, schedule)
         self._differentiate = Launch(backward_kernels.differentiate_keys, programs, size.launch())
-        self._add_k = _Add(call, schedule, call.k[2], 0, call.q[3], size.k_tile, call.sub(size))
-        self._add_v = _Add(call, schedule, call.k[2], 0, call.v[3], size.k_tile, call.sub(size))
+        self._add = _Add(call, schedule, call.k[2], 0, size.k_tile, call.sub(size))
 
     def __call__(
         self,
@@ -248,8 +247,7 @@ class _Keys:
             operand(q), operand(k), operand(v), operand(grad), log2, delta, dk, dv, partial_dk, partial_dv,
             sums, *self._fetched(q, grad, log2, delta), *self._tables, *self._lengths, *common, self._shape,
         )  # fmt: skip
-        self._add_k(dk, partial_dk)
-        self._add_v(dv, partial_dv)
+        self._add(dk, partial_dk, dv, partial_dv)
         if call.group > 1:
             dk = dk.view(batch, -1, call.group, k_len, call.q[3]).sum(2).to(call.dtype)
             dv = dv.view(batch, -1, call.group, k_len, call.v[3]).sum(2).to(call.dtype)
@@ -260,21 +258,23 @@ class _Keys:
 
 
 class _Add:
-    """The sum of what the segments of split tiles computed."""
+    """The sums of what the segments of split tiles computed."""
 
-    def __init__(
-        self, call: Call, schedule: Schedule, length: int, lead: int, width: int, tile: int, sub: int
-    ) -> None:
+    def __init__(self, call: Call, schedule: Schedule, length: int, lead: int, tile: int, sub: int) -> None:
+        widths = (call.q[3], padded(call.q[3]), call.v[3], padded(call.v[3]))
         self._tail = (
             schedule.own, schedule.splits, 0, schedule.splits.shape[0], 0, schedule.partials, call.heads,
-            length, lead, width, padded(width), tile, sub, SLICE, schedule.shared,
+            length, lead, *widths, tile, sub, SLICE, schedule.shared,
         )  # fmt: skip
         self._split = schedule.partials > 0
         self._add = Launch(backward_kernels.add_segments, call.slices(schedule, tile))
 
-    def __call__(self, whole: Tensor, partial: Tensor) -> None:
+    def __call__(
+        self, whole: Tensor, partial: Tensor, second: Tensor | None = None, others: Tensor | None = None
+    ) -> None:
+        """Add into a gradient as wide as queries, and into a second as wide as values."""
         if self._split:
-            self._add(whole, partial, *self._tail)
+            self._add(whole, partial, second, others, *self._tail)
 
 
 class _Pairs:
