@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels" / "longspan_kernels"
 # What the Triton backend is made of.
 TRITON_MODULES = {
-    "triton_backend", "prepared", "launch", "autotune", "forward", "backward", "bias_gradient", "tiles",
+    "triton_backend", "prepared", "call", "launch", "autotune",
+    "forward", "backward", "bias_gradient", "tiles",
 }  # fmt: skip
 FILES = sorted([*KERNELS.rglob("*.py"), *(ROOT / "src").rglob("*.py"), ROOT / "train.py"])
 

@@ -27,6 +27,7 @@ from longspan_kernels.tiles import (
     scored_keys,
     seeded,
     starts,
+    store_rows,
     strike,
     tokens,
     turn_of,
@@ -83,11 +84,11 @@ def _walk_queries(
     do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "k_len", "lead", "left", "right"]
 )
 def differentiate_queries(
-    q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq_ptr, partial_ptr, row_sums_ptr,
+    q, k, v, out, grad, lse_ptr, grad_lse_ptr, delta_ptr, log2_ptr, dq, partial_ptr, row_sums_ptr,
     bucket_sums_ptr, k_desc, v_desc, columns, bits, own, items, longs, rest, first, partials, H, q_len,
     k_len, lead, scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
-    """Compute dq of one item, head and batch entry: contiguous [B, H, q_len, D]; segments write partial sums.
+    """Compute dq of one item, head and batch entry; segments write partial sums.
 
     Also writes, both float32 [B, H, q_len], what the other kernels need of each query:
     delta = out . grad - grad_lse, and the log-sum-exp in units of log2, +inf for a query without a key, which
@@ -116,35 +117,34 @@ def differentiate_queries(
     tl.store(log2_ptr + row, log2, mask=valid)
 
     row_sums: tl.constexpr = row_sums_ptr is not None
-    dq = tl.zeros([shape.BM, shape.DP], dtype=tl.float32)
+    gradient = tl.zeros([shape.BM, shape.DP], dtype=tl.float32)
     sums = tl.zeros([shape.BM], dtype=tl.float32)
     buckets: tl.constexpr = bucket_sums_ptr is not None
     of_buckets = tl.zeros([masks.distances.PADDED if buckets else 1], dtype=tl.float32)
     # Only where there are steps, as in the forward.
     if item.start < item.bitten:
-        dq, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.start, item.bitten, columns, bits, k,
-            v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 0,
+        gradient, sums, of_buckets = _walk_queries(
+            q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.start, item.bitten, columns,
+            bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 0,
         )  # fmt: skip
     if shape.BITTEN and item.bitten < item.cut:
-        dq, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.bitten, item.cut, columns, bits, k, v,
-            k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 1,
+        gradient, sums, of_buckets = _walk_queries(
+            q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.bitten, item.cut, columns, bits,
+            k, v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 1,
         )  # fmt: skip
     if shape.CUT and item.cut < item.stop:
-        dq, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, dq, sums, of_buckets, item.cut, item.stop, columns, bits, k, v,
-            k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 2,
+        gradient, sums, of_buckets = _walk_queries(
+            q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.cut, item.stop, columns, bits,
+            k, v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 2,
         )  # fmt: skip
-    dq = dq * softmax_scale
-    width = tl.arange(0, shape.DP)
+    gradient *= softmax_scale
     if item.partial >= 0:
+        width = tl.arange(0, shape.DP)
         place = (item.head * partials + item.partial) * shape.BM + tl.arange(0, shape.BM)
         partial_at = partial_ptr + place[:, None] * shape.D + width[None, :]
-        tl.store(partial_at, dq, mask=(width < shape.D)[None, :])
+        tl.store(partial_at, gradient, mask=(width < shape.D)[None, :])
     else:
-        at = dq_ptr + row[:, None] * shape.D + width[None, :]
-        tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=valid[:, None] & (width < shape.D)[None, :])
+        store_rows(dq, item.b, item.h, m, q_len, gradient, shape.D, shape.DP)
     if row_sums:
         tl.store(row_sums_ptr + row, sums, mask=valid)
     if buckets:
@@ -238,11 +238,11 @@ def _walk_keys(
     do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "k_len", "lead", "left", "right"]
 )
 def differentiate_keys(
-    q, k, v, grad, log2_ptr, delta_ptr, dk_ptr, dv_ptr, partial_dk_ptr, partial_dv_ptr, column_sums_ptr,
+    q, k, v, grad, log2_ptr, delta_ptr, dk, dv, partial_dk_ptr, partial_dv_ptr, column_sums_ptr,
     q_desc, grad_desc, log2_desc, delta_desc, columns, bits, own, items, longs, rest, first, partials, H,
     q_len, k_len, lead, scale, softmax_scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
-    """Compute dk and dv of one item, query head and batch entry: contiguous [B, H, k_len, D] and E.
+    """Compute dk and dv of one item, query head and batch entry; segments write partial sums.
 
     With column_sums the scores' gradients are summed over the queries into float32 [B, H, k_len] (no tile may
     be split then), for a bias that is one number a key.
@@ -256,77 +256,70 @@ def differentiate_keys(
     v_tile = load_rows(base_of(v, item.b, item.kv_head), n, v.strides[2], k_len, shape.E, shape.EP, True)
 
     column_sums: tl.constexpr = column_sums_ptr is not None
-    dk = tl.zeros([shape.BN, shape.DP], dtype=tl.float32)
-    dv = tl.zeros([shape.BN, shape.EP], dtype=tl.float32)
+    of_k = tl.zeros([shape.BN, shape.DP], dtype=tl.float32)
+    of_v = tl.zeros([shape.BN, shape.EP], dtype=tl.float32)
     sums = tl.zeros([shape.BN], dtype=tl.float32)
     # Only where there are steps, as in the forward.
     if item.start < item.bitten:
-        dk, dv, sums = _walk_keys(
-            k_tile, v_tile, dk, dv, sums, item.start, item.bitten, columns, bits, own, q, grad, log2_ptr,
+        of_k, of_v, sums = _walk_keys(
+            k_tile, v_tile, of_k, of_v, sums, item.start, item.bitten, columns, bits, own, q, grad, log2_ptr,
             delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
             shape, column_sums, 0,
         )  # fmt: skip
     if shape.BITTEN and item.bitten < item.cut:
-        dk, dv, sums = _walk_keys(
-            k_tile, v_tile, dk, dv, sums, item.bitten, item.cut, columns, bits, own, q, grad, log2_ptr,
+        of_k, of_v, sums = _walk_keys(
+            k_tile, v_tile, of_k, of_v, sums, item.bitten, item.cut, columns, bits, own, q, grad, log2_ptr,
             delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
             shape, column_sums, 1,
         )  # fmt: skip
     if shape.CUT and item.cut < item.stop:
-        dk, dv, sums = _walk_keys(
-            k_tile, v_tile, dk, dv, sums, item.cut, item.stop, columns, bits, own, q, grad, log2_ptr,
+        of_k, of_v, sums = _walk_keys(
+            k_tile, v_tile, of_k, of_v, sums, item.cut, item.stop, columns, bits, own, q, grad, log2_ptr,
             delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
             shape, column_sums, 2,
         )  # fmt: skip
-    dk = dk * softmax_scale
+    of_k *= softmax_scale
     d = tl.arange(0, shape.DP)
     e = tl.arange(0, shape.EP)
     if item.partial >= 0:
         row = (item.head * partials + item.partial) * shape.BN + tl.arange(0, shape.BN)
-        tl.store(partial_dk_ptr + row[:, None] * shape.D + d[None, :], dk, mask=(d < shape.D)[None, :])
-        tl.store(partial_dv_ptr + row[:, None] * shape.E + e[None, :], dv, mask=(e < shape.E)[None, :])
+        tl.store(partial_dk_ptr + row[:, None] * shape.D + d[None, :], of_k, mask=(d < shape.D)[None, :])
+        tl.store(partial_dv_ptr + row[:, None] * shape.E + e[None, :], of_v, mask=(e < shape.E)[None, :])
     else:
-        inside = (n < k_len)[:, None]
-        row = item.head * k_len + n
-        dk_at = dk_ptr + row[:, None] * shape.D + d[None, :]
-        dv_at = dv_ptr + row[:, None] * shape.E + e[None, :]
-        tl.store(dk_at, dk.to(dk_ptr.dtype.element_ty), mask=inside & (d < shape.D)[None, :])
-        tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside & (e < shape.E)[None, :])
+        store_rows(dk, item.b, item.h, n, k_len, of_k, shape.D, shape.DP)
+        store_rows(dv, item.b, item.h, n, k_len, of_v, shape.E, shape.EP)
     if column_sums:
         tl.store(column_sums_ptr + item.head * k_len + n, sums, mask=n < k_len)
 
 
 @triton.jit
 def _add(
-    out_ptr, partial_ptr, head, split, rows, place, partials, length, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    TILE: tl.constexpr, SLICE: tl.constexpr,
+    out, partial_ptr, b, h, H, split, rows, place, partials, length, WIDTH: tl.constexpr,
+    PADDED: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     first = tl.load(split + 2)
     width = tl.arange(0, PADDED)
     total = tl.zeros([SLICE, PADDED], dtype=tl.float32)
     for segment in range(first, first + tl.load(split + 3)):
-        row = (head * partials + segment) * TILE + rows
+        row = ((b * H + h) * partials + segment) * TILE + rows
         at = partial_ptr + row[:, None] * WIDTH + width[None, :]
         total += tl.load(at, mask=(width < WIDTH)[None, :], other=0.0)
-    inside = ((place >= 0) & (place < length))[:, None] & (width < WIDTH)[None, :]
-    at = out_ptr + (head * length + place)[:, None] * WIDTH + width[None, :]
-    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=inside)
+    store_rows(out, b, h, place, length, total, WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=["longs", "rest", "first", "partials", "H", "length", "lead"])
 def add_segments(
-    out_ptr, partial_ptr, second_ptr, second_partial_ptr, own, splits, longs, rest, first, partials, H, length,
-    lead, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TILE: tl.constexpr,
-    SUB: tl.constexpr, SLICE: tl.constexpr, SHARED: tl.constexpr,
+    out, partial_ptr, second, second_partial_ptr, own, splits, longs, rest, first, partials, H, length, lead,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TILE: tl.constexpr,
+    SUB: tl.constexpr, SLICE: tl.constexpr, SHARED: tl.constexpr, BOTH: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums of SLICE rows of a split tile, in their order, into out [B, H, length, D].
 
-    And those of second [B, H, length, E], unless it is None.
+    With BOTH also those of second [B, H, length, E].
     """
     b, h, _, split = turn_of(splits, Work(longs, rest, first), H, 4, SHARED)
-    head = b * H + h
     rows, place = own_slice(own, tl.load(split), SLICE, TILE, SUB)
     place -= lead
-    _add(out_ptr, partial_ptr, head, split, rows, place, partials, length, D, DP, TILE, SLICE)
-    if second_ptr is not None:
-        _add(second_ptr, second_partial_ptr, head, split, rows, place, partials, length, E, EP, TILE, SLICE)
+    _add(out, partial_ptr, b, h, H, split, rows, place, partials, length, D, DP, TILE, SLICE)
+    if BOTH:
+        _add(second, second_partial_ptr, b, h, H, split, rows, place, partials, length, E, EP, TILE, SLICE)

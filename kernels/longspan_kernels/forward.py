@@ -27,6 +27,7 @@ from longspan_kernels.tiles import (
     scored_keys,
     seeded,
     starts,
+    store_rows,
     tokens,
     turn_of,
 )
@@ -72,13 +73,13 @@ def _walk(
     do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "k_len", "lead", "left", "right"]
 )
 def attend(
-    q, k, v, out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, k_desc, v_desc, columns, bits, own, items,
+    q, k, v, out, lse_ptr, partial_out_ptr, partial_lse_ptr, k_desc, v_desc, columns, bits, own, items,
     longs, rest, first, partials, H, q_len, k_len, lead, scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
     """Attend for one item of the schedule, one head and one batch entry.
 
-    out is contiguous [B, H, q_len, E], lse [B, H, q_len] float32; a segment writes float32 partial results
-    instead, [B, H, partials, BM, E] and [B, H, partials, BM].
+    lse is contiguous [B, H, q_len] float32; a segment writes float32 partial results instead,
+    [B, H, partials, BM, E] and [B, H, partials, BM].
     """
     item = item_of(items, Work(longs, rest, first), H, shape)
     extent = Extent(q_len, k_len, lead, left, right)
@@ -112,22 +113,20 @@ def attend(
     empty = total == 0.0
     context = context * (1.0 / tl.where(empty, 1.0, total))[:, None]
     lse = tl.where(empty, float("-inf"), (top + tl.log2(total)) * LN2)
-    width = tl.arange(0, shape.EP)
     if item.partial >= 0:
+        width = tl.arange(0, shape.EP)
         row = (item.head * partials + item.partial) * shape.BM + tl.arange(0, shape.BM)
         partial_at = partial_out_ptr + row[:, None] * shape.E + width[None, :]
         tl.store(partial_at, context, mask=(width < shape.E)[None, :])
         tl.store(partial_lse_ptr + row, lse)
     else:
-        row = item.head * q_len + m
-        at = out_ptr + row[:, None] * shape.E + width[None, :]
-        tl.store(at, context.to(out_ptr.dtype.element_ty), mask=valid[:, None] & (width < shape.E)[None, :])
-        tl.store(lse_ptr + row, lse, mask=valid)
+        store_rows(out, item.b, item.h, m, q_len, context, shape.E, shape.EP)
+        tl.store(lse_ptr + item.head * q_len + m, lse, mask=valid)
 
 
 @triton.jit(do_not_specialize=["longs", "rest", "first", "partials", "H", "q_len", "lead"])
 def combine(
-    out_ptr, lse_ptr, partial_out_ptr, partial_lse_ptr, own, splits, longs, rest, first, partials, H, q_len,
+    out, lse_ptr, partial_out_ptr, partial_lse_ptr, own, splits, longs, rest, first, partials, H, q_len,
     lead, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, SUB: tl.constexpr, SLICE: tl.constexpr,
     SHARED: tl.constexpr,
 ):  # fmt: skip
@@ -156,8 +155,5 @@ def combine(
     context = context / tl.where(empty, 1.0, total)[:, None]
     lse = tl.where(empty, float("-inf"), top + tl.log(total))
     m = position - lead
-    valid = (m >= 0) & (m < q_len)
-    row = head * q_len + m
-    at = out_ptr + row[:, None] * E + width[None, :]
-    tl.store(at, context.to(out_ptr.dtype.element_ty), mask=valid[:, None] & (width < E)[None, :])
-    tl.store(lse_ptr + row, lse, mask=valid)
+    store_rows(out, b, h, m, q_len, context, E, EP)
+    tl.store(lse_ptr + head * q_len + m, lse, mask=(m >= 0) & (m < q_len))

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from longspan_kernels import registry
 from longspan_kernels.arguments import Arguments, accumulator_dtype
 from longspan_kernels.backends import BACKENDS
+from longspan_kernels.strides import empty_as
 
 Function = Callable[..., Any]
 
@@ -193,9 +194,14 @@ def _differentiable(*inputs: Any) -> tuple[Tensor, Tensor]:
     return _Attention.apply(_below_autograd, attention_backward_op, *inputs)
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    out = q.new_empty((*q.shape[:3], v.shape[3]))
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    out = _room(q, (*q.shape[:3], v.shape[3]), rest[-1])
     return out, q.new_empty(q.shape[:3], dtype=accumulator_dtype(q.dtype))
+
+
+def _room(like: Tensor, shape: tuple[int, ...], backend: str) -> Tensor:
+    """Make room for a result as a backend lays it out."""
+    return empty_as(like, shape, like.dtype) if backend == "triton" else like.new_empty(shape)
 
 
 def _fake_backward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -204,7 +210,10 @@ def _fake_backward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor,
         x.new_empty(x.shape) if x is not None and wanted else q.new_empty(0)
         for x, wanted in zip((rest[6], rest[9]), rest[-2:], strict=True)
     ]
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_others
+    dq = _room(q, tuple(q.shape), rest[-3])
+    if q.shape[1] != k.shape[1]:  # what query heads that share a key head give is added up
+        return dq, k.new_empty(k.shape), v.new_empty(v.shape), *of_others
+    return dq, _room(k, tuple(k.shape), rest[-3]), _room(v, tuple(v.shape), rest[-3]), *of_others
 
 
 _library.impl("block_sparse_attention", _forward, "CompositeExplicitAutograd")

@@ -15,6 +15,7 @@ from longspan_kernels.bundles import Strided
 from longspan_kernels.call import LOG2E, SLICE, Call, tile_of
 from longspan_kernels.launch import Launch, Tiles, dropout_of, masks_of, operand, padded
 from longspan_kernels.plan import Schedule
+from longspan_kernels.strides import empty_as
 from longspan_kernels.tuning import Sizes, settled
 
 
@@ -40,19 +41,20 @@ class Forward:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
         """Return the context and the log-sum-exp."""
         call, schedule, size = self._call, self._schedule, self._size
-        out = torch.empty((*call.q[:3], call.v[3]), dtype=call.dtype, device=call.device)
+        out = empty_as(q, (*call.q[:3], call.v[3]), call.dtype)
         lse = torch.empty(call.q[:3], dtype=torch.float32, device=call.device)
         partial_out = call.partials(schedule, lse, size.q_tile, call.v[3])
         partial_lse = call.partials(schedule, lse, size.q_tile)
         self._attend(
-            operand(q), operand(k), operand(v), out, lse, partial_out, partial_lse, tile_of(self._k_tiles, k),
-            tile_of(self._v_tiles, v), *self._tables, *self._lengths, arguments.scale * LOG2E, arguments.left,
-            arguments.right, masks_of(arguments), dropout_of(arguments), self._shape,
+            operand(q), operand(k), operand(v), operand(out), lse, partial_out, partial_lse,
+            tile_of(self._k_tiles, k), tile_of(self._v_tiles, v), *self._tables, *self._lengths,
+            arguments.scale * LOG2E, arguments.left, arguments.right, masks_of(arguments),
+            dropout_of(arguments), self._shape,
         )  # fmt: skip
         if schedule.partials:
             heads, q_len, lead, width, wide = self._combined
             self._combine(
-                out, lse, partial_out, partial_lse, schedule.own, schedule.splits, 0,
+                operand(out), lse, partial_out, partial_lse, schedule.own, schedule.splits, 0,
                 schedule.splits.shape[0], 0, schedule.partials, heads, q_len, lead, width, wide, size.q_tile,
                 call.sub(size), SLICE, schedule.shared,
             )  # fmt: skip
@@ -168,7 +170,7 @@ class _Queries:
         common: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         call = self._call
-        dq = torch.empty(call.q, dtype=call.dtype, device=call.device)
+        dq = empty_as(q, call.q, call.dtype)
         sums = torch.empty(call.q[:3], dtype=torch.float32, device=call.device) if self._sums else None
         *_, masks, _ = common
         bucket_sums = None
@@ -177,9 +179,9 @@ class _Queries:
             bucket_sums = torch.empty(shape, dtype=torch.float32, device=call.device)
         partial = call.partials(self._schedule, delta, self._size.q_tile, call.q[3])
         self._differentiate(
-            operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, log2, dq,
-            partial, sums, bucket_sums,  tile_of(self._k_tiles, k),  tile_of(self._v_tiles, v), *self._tables,
-            *self._lengths, *common, self._shape,
+            operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, log2,
+            operand(dq), partial, sums, bucket_sums, tile_of(self._k_tiles, k), tile_of(self._v_tiles, v),
+            *self._tables, *self._lengths, *common, self._shape,
         )  # fmt: skip
         self._add(dq, partial)
         return dq, sums, None if bucket_sums is None else self._of_heads(bucket_sums)
@@ -234,18 +236,21 @@ class _Keys:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         call, tile = self._call, self._size.k_tile
         batch, heads, k_len = call.batch, call.heads, call.k[2]
-        # Query heads that share a key head each write their part, added up in order below.
-        dtype = call.dtype if call.group == 1 else torch.float32
-        dk = torch.empty(batch, heads, k_len, call.q[3], dtype=dtype, device=call.device)
-        dv = torch.empty(batch, heads, k_len, call.v[3], dtype=dtype, device=call.device)
+        shapes = (batch, heads, k_len, call.q[3]), (batch, heads, k_len, call.v[3])
+        if call.group == 1:
+            dk, dv = (empty_as(x, shape, call.dtype) for x, shape in zip((k, v), shapes, strict=True))
+        else:
+            # Query heads that share a key head each write their part, added up in order below.
+            dk, dv = (torch.empty(shape, dtype=torch.float32, device=call.device) for shape in shapes)
         sums = None
         if self._sums:
             sums = torch.empty(batch, heads, k_len, dtype=torch.float32, device=call.device)
         partial_dk = call.partials(self._schedule, delta, tile, call.q[3])
         partial_dv = call.partials(self._schedule, delta, tile, call.v[3])
         self._differentiate(
-            operand(q), operand(k), operand(v), operand(grad), log2, delta, dk, dv, partial_dk, partial_dv,
-            sums, *self._fetched(q, grad, log2, delta), *self._tables, *self._lengths, *common, self._shape,
+            operand(q), operand(k), operand(v), operand(grad), log2, delta, operand(dk), operand(dv),
+            partial_dk, partial_dv, sums, *self._fetched(q, grad, log2, delta), *self._tables,
+            *self._lengths, *common, self._shape,
         )  # fmt: skip
         self._add(dk, partial_dk, dv, partial_dv)
         if call.group > 1:
@@ -274,7 +279,9 @@ class _Add:
     ) -> None:
         """Add into a gradient as wide as queries, and into a second as wide as values."""
         if self._split:
-            self._add(whole, partial, second, others, *self._tail)
+            both = second is not None
+            stand_in = operand(second if second is not None else whole)
+            self._add(operand(whole), partial, stand_in, others if both else partial, *self._tail, both)
 
 
 class _Pairs:

@@ -112,6 +112,15 @@ def load_rows(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.conste
 
 
 @triton.jit
+def store_rows(operand, b, head, rows, length, tile, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Write a tile [rows, PADDED] to its rows of a batch entry's head, as far as there are any."""
+    width = tl.arange(0, PADDED)
+    inside = ((rows >= 0) & (rows < length))[:, None] & (width < WIDTH)[None, :]
+    at = base_of(operand, b, head) + rows.to(tl.int64)[:, None] * operand.strides[2] + width[None, :]
+    tl.store(at, tile.to(operand.pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def keys_and_values(at, k, v, k_desc, v_desc, item, extent, shape, MASK: tl.constexpr):
     """Gather a step's keys: their positions [BN], k [BN, DP] and v [BN, EP]."""
     n = tokens(at, shape.BN, shape.SUB, 1)

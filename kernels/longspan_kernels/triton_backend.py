@@ -12,6 +12,7 @@ from torch import Tensor
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.launch import Kinds, kind_of, unit_stride
 from longspan_kernels.prepared import Backward, Forward
+from longspan_kernels.strides import empty_as
 from longspan_kernels.tuning import Sizes
 
 BLOCKS = (16, 32, 64, 128)
@@ -36,7 +37,7 @@ def forward(
 
     """
     if not q.shape[:3].numel():
-        out = q.new_empty(*q.shape[:3], v.shape[3])
+        out = empty_as(q, (*q.shape[:3], v.shape[3]), q.dtype)
         return out, q.new_empty(q.shape[:3], dtype=torch.float32)
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
 
@@ -68,7 +69,11 @@ def backward(
     if not q.numel() or not k.numel():
         others = ((arguments.bias, bias_gradient), (arguments.relative_table, table_gradient))
         dbias, dtable = (x.new_zeros(x.shape) if x is not None and wanted else None for x, wanted in others)
-        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape), dbias, dtable
+        dq = empty_as(q, tuple(q.shape), q.dtype).zero_()
+        if q.shape[1] != k.shape[1]:
+            return dq, k.new_zeros(k.shape), v.new_zeros(v.shape), dbias, dtable
+        dk, dv = (empty_as(x, tuple(x.shape), x.dtype).zero_() for x in (k, v))
+        return dq, dk, dv, dbias, dtable
     q, k, v, out, grad = (unit_stride(x) for x in (q, k, v, out, grad_out))
     lse = lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()

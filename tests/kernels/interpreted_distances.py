@@ -38,6 +38,7 @@ RELATIVE = {
 def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
     """Values and the gradient of the table; tiles are split, and heads may have layouts of their own."""
     monkeypatch.setattr(plan, "_SEGMENT_STEPS", 1)
+    monkeypatch.setattr(plan, "_WHOLE_STEPS", 0)
     monkeypatch.setattr(plan, "_PROGRAMS", 10**9)
     relative = RELATIVE[name]()
     shared = options == "plain"
@@ -80,6 +81,33 @@ def test_opcheck(kit, with_options):
     inputs = [x.detach() for x in (q, k, v, out, lse, torch.ones_like(out))]
     masks = [None if mask is None else mask.detach() for mask in masks]
     arguments = (*inputs, None, *masks, *numbers, with_options, with_options)
+    torch.library.opcheck(attention_backward_op, arguments, test_utils=utils)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
+    """Token by token, as a model projects them, in segments and as torch.compile is told."""
+    monkeypatch.setattr(plan, "_SEGMENT_STEPS", 1)
+    monkeypatch.setattr(plan, "_WHOLE_STEPS", 0)
+    layout = kit.random_layout(2, 60, 60, 16, density=0.8)
+    q, k, v = tensors(kit, 2, 2, kv_heads, 60, 60)
+    by_tokens = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
+    out = block_sparse_attention(*by_tokens, layout, backend="triton")
+    gradients = torch.autograd.grad(out, by_tokens, torch.ones_like(out))
+    for one in (out, *(gradients if kv_heads == 2 else gradients[:1])):
+        assert one.transpose(1, 2).is_contiguous()
+        assert not one.is_contiguous()
+    same = block_sparse_attention(q, k, v, layout, backend="triton")
+    assert same.is_contiguous()
+    expected = (same, *torch.autograd.grad(same, (q, k, v), torch.ones_like(same)))
+    for one, other in zip((out, *gradients), expected, strict=True):
+        assert torch.equal(one, other)
+    numbers = [registry.handle_of(layout).number, 0.5, None, None, 0.0, "triton"]
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(attention_op, (*by_tokens, *[None] * 8, *numbers), test_utils=utils)
+    inputs = [x.detach() for x in by_tokens]
+    out, lse = attention_op(*inputs, *[None] * 8, *numbers)
+    arguments = (*inputs, out, lse, torch.ones_like(out), None, *[None] * 8, *numbers, False, False)
     torch.library.opcheck(attention_backward_op, arguments, test_utils=utils)
 
 

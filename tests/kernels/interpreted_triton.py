@@ -86,7 +86,8 @@ def check(q, k, v, layout, tolerance=2e-5, **options):
         torch.testing.assert_close(got.double(), expected, **close)
     assert mine[0].dtype == q.dtype
     assert mine[1].dtype == torch.float32
-    assert mine[0].is_contiguous()
+    turned = not q.is_contiguous() and q.transpose(1, 2).is_contiguous()  # the context lies as the queries do
+    assert (mine[0].transpose(1, 2) if turned else mine[0]).is_contiguous()
     for leaf, gradient in zip(leaves.values(), mine[2:], strict=True):
         assert (gradient.dtype, gradient.shape) == (leaf.dtype, leaf.shape)
     return mine[0]
@@ -324,6 +325,7 @@ def test_the_same_bits_again(kit):
 def short_segments(monkeypatch):
     """Split tiles that are longer than two steps, as global rows of long sequences are."""
     monkeypatch.setattr(plan, "_SEGMENT_STEPS", 2)
+    monkeypatch.setattr(plan, "_WHOLE_STEPS", 0)
     monkeypatch.setattr(plan, "_PROGRAMS", 2**20)
     monkeypatch.setattr(plan, "_schedules", type(plan._schedules)())
 
