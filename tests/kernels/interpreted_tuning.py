@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from longspan_kernels import autotune, call, tuning
+from longspan_kernels import BlockLayout, autotune, call, reference, tuning
+from longspan_kernels.arguments import Arguments
 from longspan_kernels.tuning import Kind
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
@@ -70,3 +71,44 @@ def test_a_backend_call_uses_what_was_tuned(monkeypatch):
     problem.run("forward", tuning.Size(16, 32, 1, 4))
     problem.run("keys", tuning.Size(16, 64, 1, 4))
     assert seen == [(16, 32, False), (32, 32, False), (16, 64, True)]
+
+
+@pytest.mark.parametrize("kind", tuning.SCATTERED[9, 0], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_sizes_for_scattered_rows_give_the_results_of_the_reference(kind, causal):
+    """Tiles and steps of one block, on a length that it does not divide."""
+    tokens = 5 * kind.block - 3
+    layout = autotune.typical_layout(kind.block, 2, tokens)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(1, 2, tokens, 64, generator=generator).half() for _ in range(4))
+    arguments = Arguments(layout, 0.125, right=0 if causal else None)
+    out, lse = reference.forward(q, k, v, arguments)
+    problem = autotune.Problem(q, k, v, grad, arguments, out, lse)
+    expected = problem.expected()
+    scattered = tuning.SCATTERED[9, 0][kind]
+    for kernel in autotune.KERNELS:
+        size = getattr(scattered, kernel)
+        if size is not None:
+            assert autotune.largest_error(problem.run(kernel, size), expected[kernel]) < 5e-3
+
+
+def test_only_plain_calls_on_scattered_rows_take_their_sizes(monkeypatch):
+    kind = Kind(64, 16)
+    monkeypatch.setattr(call, "scattered_sizes_for", lambda *_: tuning.SCATTERED[9, 0][kind])
+    scattered, full = tuning.SCATTERED[9, 0][kind].forward, tuning.TABLE[9, 0][kind].forward
+    q = torch.randn(1, 1, 320, 64).half()
+
+    def chosen(layout, **options):
+        arguments = Arguments(layout, 0.125, **options)
+        return call.Call.of(q, q, q, layout).schedule(arguments, "forward", None, by_keys=False)[0]
+
+    # A block in each row, no two of a tile in one column; and every block.
+    diagonal, dense = (BlockLayout.from_dense(x[None], 16) for x in (torch.eye(20), torch.ones(20, 20)))
+    assert chosen(diagonal) == scattered
+    assert chosen(dense) == full
+    padding = torch.ones(1, 320, dtype=torch.bool)
+    assert chosen(diagonal, key_padding_mask=padding) == full
+    assert chosen(diagonal, dropout_p=0.5, dropout_seed=torch.tensor(1)) == full
+    chosen_by_hand = tuning.TABLE[9, 0][kind]
+    of_call = call.Call.of(q, q, q, diagonal)
+    assert of_call.schedule(Arguments(diagonal, 0.125), "forward", chosen_by_hand, by_keys=False)[0] == full
