@@ -75,6 +75,20 @@ def chosen(options: argparse.Namespace) -> list[suite.Cell]:
     return cells
 
 
+def measured(options: argparse.Namespace) -> set[str]:
+    """Names of the cells that are there already, or were lost with the device."""
+    if options.again:
+        return set()
+    files = (options.out / "gpu.jsonl", options.out / "lost.jsonl")
+    return {record["cell"] for file in files for record in report.load(file)}
+
+
+def missing(options: argparse.Namespace) -> list[suite.Cell]:
+    """Return the cells that were asked for and are not there."""
+    done = measured(options)
+    return [cell for cell in chosen(options) if cell.name not in done]
+
+
 def stored(path: Path) -> dict[str, Any]:
     """Read a JSON object, empty if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
@@ -122,10 +136,8 @@ def run(options: argparse.Namespace, deadline: float) -> None:
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "gpu.jsonl"
-    there = [*report.load(results), *report.load(folder / "lost.jsonl")]
-    done = set() if options.again else {record["cell"] for record in there}
-    cells = [cell for cell in chosen(options) if cell.name not in done]
-    print(f"{len(cells)} cells to measure, {len(done)} there already", flush=True)
+    cells = missing(options)
+    print(f"{len(cells)} cells to measure, {len(measured(options))} there already", flush=True)
     if not options.tiny and not torch.cuda.is_available():
         raise SystemExit("no CUDA device; --tiny runs on the CPU")
     if options.warm and cells:
@@ -174,13 +186,15 @@ def warm(options: argparse.Namespace, deadline: float) -> None:
     """Compile what the run will need in processes beside each other; whatever fails there is told later."""
     # The tuning goes through its candidates itself; here it would be done by each process.
     command = [sys.executable, __file__, *sys.argv[1:], "--tune-seconds", "0", "--compile-part"]
+    end = (time.monotonic() + deadline) / 2  # at most half of the time
     parts = [f"{number}/{options.warm}" for number in range(options.warm)]
     running = [subprocess.Popen([*command, part], stdout=subprocess.DEVNULL) for part in parts]
     for one in running:
         try:
-            one.wait(max(0.0, deadline - time.monotonic()) if deadline < float("inf") else None)
+            one.wait(max(0.0, end - time.monotonic()) if end < float("inf") else None)
         except subprocess.TimeoutExpired:
             one.kill()
+            one.wait()
     print(f"compiled in {options.warm} processes", flush=True)
 
 
@@ -190,7 +204,7 @@ def compile_part(options: argparse.Namespace) -> None:
     torch._dynamo.config.recompile_limit = 64
     winners = stored(options.out / "flex.json")
     session = Session(torch.device("cuda"), winners, 0.0, options.compile_seconds)
-    for cell in chosen(options)[number::parts]:
+    for cell in missing(options)[number::parts]:
         try:
             compile_cell(session, cell)
         except Exception as error:

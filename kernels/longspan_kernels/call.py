@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.bundles import Shape
-from longspan_kernels.launch import Tiles, masks_of, padded
+from longspan_kernels.launch import Tiles, masks_of, padded, rising
 from longspan_kernels.layout import BlockLayout
 from longspan_kernels.plan import Schedule, schedule_for
 from longspan_kernels.tuning import Size, Sizes, scattered_sizes_for, sizes_for
@@ -92,7 +92,7 @@ class Call:
         dim, value_dim = self.q[3], self.v[3]
         sub = self.sub(size)
         ragged = (self.lead > 0 or self.q[2] % sub != 0) if by_keys else self.k[2] % sub != 0
-        bare = arguments.scale > 0 and not masks_of(arguments).ANY.value
+        bare = rising(arguments.scale) and not masks_of(arguments).ANY.value
         return Shape(*map(tl.constexpr, (
             dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, sub, self.group,
             schedule.shared, ragged, schedule.bitten, schedule.cut, bare, "ieee",

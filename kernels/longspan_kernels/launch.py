@@ -103,8 +103,8 @@ def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
     """Return what the schedules, sizes and compiled kernels of a call depend on."""
     first = tensors[0]
     kind: list[Hashable] = [
-        arguments.layout.digest, arguments.left, arguments.right, arguments.dropout_p, arguments.scale > 0,
-        None if first is None else first.device,
+        arguments.layout.digest, arguments.left, arguments.right, arguments.dropout_p,
+        rising(arguments.scale), None if first is None else first.device,
     ]  # fmt: skip
     masks = (
         arguments.key_padding_mask, arguments.attn_mask, arguments.bias, arguments.document_ids,
@@ -115,6 +115,11 @@ def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
         for x in (*tensors, *masks)
     ]
     return tuple(kind)
+
+
+def rising(scale: float) -> bool:
+    """Say whether larger products are larger scores, also in float32, where tiny numbers vanish."""
+    return scale * _LOG2E >= torch.finfo(torch.float32).tiny
 
 
 def unit_stride(x: Tensor) -> Tensor:

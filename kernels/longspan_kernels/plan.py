@@ -135,7 +135,7 @@ def make_schedule(
         work = int(steps.view(layout.layouts, -1).sum(1)[layout.head_layouts.long()].sum())
         segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
         if steps.numel() and int(steps.max()) <= _WHOLE_STEPS:
-            segment_steps = _WHOLE_STEPS
+            segment_steps = max(segment_steps, _WHOLE_STEPS)
     schedule = _items(columns, bits, first, ends, layout, tiling, segment_steps)
     pairs = max(1, (columns.shape[0] - 1) * rows * slots)
     return dataclasses.replace(schedule, fill=owner.numel() / pairs)

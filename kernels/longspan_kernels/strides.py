@@ -11,13 +11,18 @@ from torch import Tensor
 
 
 def tokens_first(x: Tensor) -> bool:
-    """Say whether ``[batch, heads, length, width]`` lies token by token, all heads of a token together."""
-    return not x.is_contiguous() and x.transpose(1, 2).is_contiguous()
+    """Say whether ``[batch, heads, length, width]`` lies token by token, the heads of a token together.
+
+    A part of one projection of queries, keys and values does, too.
+    """
+    return x.shape[1] > 1 and x.shape[2] > 1 and x.stride(3) == 1 and x.stride(2) > x.stride(1)
 
 
 def empty_as(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Make room for ``[batch, heads, length, width]`` that lies by tokens if another does, else by heads."""
-    batch, heads, length, width = shape
+    _, heads, length, width = shape
     if tokens_first(like):
-        return like.new_empty((batch, length, heads, width), dtype=dtype).transpose(1, 2)
+        # No view of anything: users may change a result in place.
+        strides = (length * heads * width, width, heads * width, 1)
+        return like.new_empty_strided(shape, strides, dtype=dtype)
     return like.new_empty(shape, dtype=dtype)

@@ -93,6 +93,13 @@ def test_grid(tune, kernel, block):
     assert len(sizes) == len(set(sizes)) > 10
     assert present not in sizes
     assert all(size.serves(block) for size in sizes)
+    tiles = {(s.k_tile, s.q_tile) if kernel == "keys" else (s.q_tile, s.k_tile) for s in (*sizes, present)}
+    expected = {(64, 64), (64, 32)} | (
+        {(64, 128), (128, 64)} if block >= 64 else {(32, 64), (32, 32), (16, 16)}
+    )
+    assert expected <= tiles
+    assert {(size.stages, size.warps) for size in sizes} >= {(1, 4), (2, 4), (3, 4)}
+    assert len({size.registers for size in sizes}) == 2
     if block < 64:
         assert sizes.pop(0) == Size(block, block, 3, 1)
     changes = [

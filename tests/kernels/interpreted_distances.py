@@ -97,6 +97,16 @@ def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
     for one in (out, *(gradients if kv_heads == 2 else gradients[:1])):
         assert one.transpose(1, 2).is_contiguous()
         assert not one.is_contiguous()
+        assert one is out or not one._is_view()
+    with torch.no_grad():
+        frozen = block_sparse_attention(*by_tokens, layout, backend="triton")
+    frozen.mul_(torch.ones((), requires_grad=True))  # no view, which could not be changed in place
+    # A part of one projection of all three.
+    together = torch.stack([x.detach().transpose(1, 2) for x in (q, q, q)], 2).unbind(2)[1].transpose(1, 2)
+    assert not together.is_contiguous()
+    part = block_sparse_attention(together, *by_tokens[1:], layout, backend="triton")
+    assert part.transpose(1, 2).is_contiguous()
+    assert torch.equal(part, out)
     same = block_sparse_attention(q, k, v, layout, backend="triton")
     assert same.is_contiguous()
     expected = (same, *torch.autograd.grad(same, (q, k, v), torch.ones_like(same)))
@@ -109,6 +119,15 @@ def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
     out, lse = attention_op(*inputs, *[None] * 8, *numbers)
     arguments = (*inputs, out, lse, torch.ones_like(out), None, *[None] * 8, *numbers, False, False)
     torch.library.opcheck(attention_backward_op, arguments, test_utils=utils)
+
+
+def test_a_scale_that_vanishes_in_float32(kit):
+    """All seen keys weigh the same, and none that causality strikes is seen."""
+    layout = BlockLayout.from_dense(torch.ones(HEADS, 2, 2).tril(), 16)
+    inputs = tensors(kit, 1, HEADS, HEADS, 20, 20)
+    out = block_sparse_attention(*inputs, layout, scale=1e-46, causal=True, backend="triton")
+    means = inputs[2].cumsum(2) / torch.arange(1, 21)[:, None]
+    torch.testing.assert_close(out, means, rtol=1e-5, atol=1e-5)
 
 
 def test_strides_whose_multiples_exceed_32_bits(kit):

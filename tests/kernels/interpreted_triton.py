@@ -42,7 +42,7 @@ PATTERNS = {
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
     """Fill what is allocated empty with NaN."""
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
         allocate = getattr(owner, name)
 
         def poisoned(*args, _allocate=allocate, **kwargs):
