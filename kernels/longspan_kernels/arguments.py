@@ -47,6 +47,18 @@ class Arguments:
     relative_buckets: Tensor | None = None
     slopes: Tensor | None = None
 
+    @property
+    def masked(self) -> bool:
+        """Whether anything strikes scores, or is added to them, besides the layout and the bounds."""
+        return not (
+            self.key_padding_mask is None
+            and self.attn_mask is None
+            and self.bias is None
+            and self.document_ids is None
+            and self.relative_table is None
+            and self.slopes is None
+        )
+
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that scores, sums and the log-sum-exp are kept in: float32 for the half types."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.bundles import Shape
-from longspan_kernels.launch import Tiles, masks_of, padded, rising
+from longspan_kernels.launch import Tiles, padded, rising
 from longspan_kernels.layout import BlockLayout
 from longspan_kernels.plan import Schedule, schedule_for
 from longspan_kernels.tuning import Size, Sizes, scattered_sizes_for, sizes_for
@@ -80,7 +80,7 @@ class Call:
         chosen = make(getattr(sizes or sizes_for(*self.kind), kernel))
         # Of calls with masks and dropout one came out wrong on an H100 with Triton 3.6 in tiles of one
         # block (right under the interpreter); what nothing is added to or dropped from is tested throughout.
-        plain = not masks_of(arguments).ANY.value and not arguments.dropout_p
+        plain = not arguments.masked and not arguments.dropout_p
         scattered = scattered_sizes_for(*self.kind) if sizes is None and plain else None
         size = getattr(scattered, kernel, None)
         if scattered is not None and size is not None and chosen[1].fill < scattered.fill:
@@ -92,7 +92,7 @@ class Call:
         dim, value_dim = self.q[3], self.v[3]
         sub = self.sub(size)
         ragged = (self.lead > 0 or self.q[2] % sub != 0) if by_keys else self.k[2] % sub != 0
-        bare = rising(arguments.scale) and not masks_of(arguments).ANY.value
+        bare = rising(arguments.scale) and not arguments.masked
         return Shape(*map(tl.constexpr, (
             dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, sub, self.group,
             schedule.shared, ragged, schedule.bitten, schedule.cut, bare, "ieee",

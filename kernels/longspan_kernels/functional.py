@@ -125,8 +125,9 @@ def block_sparse_attention(
         backend: "auto", or a name of `available_backends`.
 
     Returns:
-        The context ``[batch, heads, q_len, v_dim]`` in q's dtype, contiguous; with ``return_lse`` also
-        ``[batch, heads, q_len]`` in float32 (float64 for float64), differentiable.
+        The context ``[batch, heads, q_len, v_dim]`` in q's dtype, contiguous or, by the Triton backend, in
+        memory as q is; with ``return_lse`` also ``[batch, heads, q_len]`` in float32 (float64 for float64),
+        differentiable.
 
     Raises:
         ValueError: shapes, dtypes, devices, lengths or numbers that do not fit, or an unknown backend.

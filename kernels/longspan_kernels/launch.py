@@ -106,13 +106,14 @@ def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
         arguments.layout.digest, arguments.left, arguments.right, arguments.dropout_p,
         rising(arguments.scale), None if first is None else first.device,
     ]  # fmt: skip
-    masks = (
-        arguments.key_padding_mask, arguments.attn_mask, arguments.bias, arguments.document_ids,
-        arguments.dropout_seed, arguments.relative_table, arguments.relative_buckets, arguments.slopes,
-    )  # fmt: skip
+    watched = tensors
+    if arguments.masked or arguments.dropout_seed is not None:
+        watched = (
+            *tensors, arguments.key_padding_mask, arguments.attn_mask, arguments.bias, arguments.document_ids,
+            arguments.dropout_seed, arguments.relative_table, arguments.relative_buckets, arguments.slopes,
+        )  # fmt: skip
     kind += [
-        None if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % _ALIGNMENT)
-        for x in (*tensors, *masks)
+        None if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % _ALIGNMENT) for x in watched
     ]
     return tuple(kind)
 
@@ -137,15 +138,20 @@ def operand(x: Tensor) -> Operand:
     return Operand(x, x.stride()[:3])
 
 
+_NO_MASKS = Masks(None, None, None, None, None, None, _NONE)
+
+
 def masks_of(arguments: Arguments) -> Masks:
     """Bundle what strikes scores or is added to them."""
+    if not arguments.masked:
+        return _NO_MASKS
     slopes = arguments.slopes
     parts = (
         _strided(arguments.key_padding_mask), _strided(arguments.attn_mask), _strided(arguments.bias),
         _strided(arguments.document_ids), _distances(arguments),
         None if slopes is None else (slopes.float() * _LOG2E).contiguous(),
     )  # fmt: skip
-    return Masks(*parts, _SOME if any(part is not None for part in parts) else _NONE)
+    return Masks(*parts, _SOME)
 
 
 def _distances(arguments: Arguments) -> Distances | None:

@@ -51,6 +51,7 @@ class BlockLayout:
         "__weakref__",
         "_columns",
         "_digest",
+        "_handle",
         "_head_layouts",
         "_row_offsets",
         "block",
@@ -67,6 +68,7 @@ class BlockLayout:
     causal: bool
     lead: int
     _digest: str
+    _handle: registry.LayoutHandle | None  # of this process, noted by the registry
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
@@ -114,7 +116,7 @@ class BlockLayout:
         digest = hashlib.sha256(repr((*shape.values(), tuple(rows.shape))).encode())
         for array in arrays.values():
             digest.update(array.numpy().tobytes())
-        for name, value in {**shape, **arrays, "_digest": digest.hexdigest()}.items():
+        for name, value in {**shape, **arrays, "_digest": digest.hexdigest(), "_handle": None}.items():
             object.__setattr__(self, name, value)
         registry.enter(self)
         return self

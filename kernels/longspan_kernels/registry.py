@@ -23,6 +23,8 @@ _living: weakref.WeakValueDictionary[int, BlockLayout] = weakref.WeakValueDictio
 _handles: dict[str, int] = {}
 # All living objects of a content that has a handle, by identity: it is good as long as one of them lives.
 _layouts: dict[int, weakref.WeakValueDictionary[int, BlockLayout]] = {}
+# The one of them that was asked for last: looking through all at each call would take longer than a launch.
+_last: dict[int, weakref.ref[BlockLayout]] = {}
 _pinned: dict[int, BlockLayout] = {}
 
 
@@ -60,12 +62,16 @@ def find(digest: str) -> BlockLayout:
 
 def handle_of(layout: BlockLayout) -> LayoutHandle:
     """Return the handle of a layout's content; it is valid as long as this layout lives."""
+    if layout._handle is not None:
+        return layout._handle
     with _lock:
         number = _handles.setdefault(layout.digest, len(_handles) + 1)
         _layouts.setdefault(number, weakref.WeakValueDictionary())[id(layout)] = layout
-    return LayoutHandle(
+    handle = LayoutHandle(
         number, layout.heads, layout.block, layout.q_blocks, layout.k_blocks, layout.lead, layout.causal
     )
+    object.__setattr__(layout, "_handle", handle)
+    return handle
 
 
 def pin(layout: BlockLayout) -> tuple[Any, ...]:
@@ -82,8 +88,13 @@ def layout_of(number: int) -> BlockLayout:
         RuntimeError: no layout of this content lives any more.
 
     """
+    last = _last.get(number)
+    layout = None if last is None else last()
+    if layout is not None:
+        return layout
     with _lock:
         for layout in _layouts.get(number, {}).values():
+            _last[number] = weakref.ref(layout)
             return layout
     raise RuntimeError(
         f"layout handle {number} names no living BlockLayout: keep the layout, or the pattern that made it, "
