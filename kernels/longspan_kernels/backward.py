@@ -122,21 +122,13 @@ def differentiate_queries(
     buckets: tl.constexpr = bucket_sums_ptr is not None
     of_buckets = tl.zeros([masks.distances.PADDED if buckets else 1], dtype=tl.float32)
     # Only where there are steps, as in the forward.
-    if item.start < item.bitten:
-        gradient, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.start, item.bitten, columns,
-            bits, k, v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 0,
-        )  # fmt: skip
-    if shape.BITTEN and item.bitten < item.cut:
-        gradient, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.bitten, item.cut, columns, bits,
-            k, v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 1,
-        )  # fmt: skip
-    if shape.CUT and item.cut < item.stop:
-        gradient, sums, of_buckets = _walk_queries(
-            q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.cut, item.stop, columns, bits,
-            k, v, k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, row_sums, buckets, 2,
-        )  # fmt: skip
+    for mask in tl.static_range(3):
+        if shape.STEPS[mask] and item.ends[mask] < item.ends[mask + 1]:
+            gradient, sums, of_buckets = _walk_queries(
+                q_tile, grad_tile, log2, delta, gradient, sums, of_buckets, item.ends[mask],
+                item.ends[mask + 1], columns, bits, k, v, k_desc, v_desc, item, m, extent, scale, masks,
+                dropout, shape, row_sums, buckets, mask,
+            )  # fmt: skip
     gradient *= softmax_scale
     if item.partial >= 0:
         width = tl.arange(0, shape.DP)
@@ -260,24 +252,13 @@ def differentiate_keys(
     of_v = tl.zeros([shape.BN, shape.EP], dtype=tl.float32)
     sums = tl.zeros([shape.BN], dtype=tl.float32)
     # Only where there are steps, as in the forward.
-    if item.start < item.bitten:
-        of_k, of_v, sums = _walk_keys(
-            k_tile, v_tile, of_k, of_v, sums, item.start, item.bitten, columns, bits, own, q, grad, log2_ptr,
-            delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
-            shape, column_sums, 0,
-        )  # fmt: skip
-    if shape.BITTEN and item.bitten < item.cut:
-        of_k, of_v, sums = _walk_keys(
-            k_tile, v_tile, of_k, of_v, sums, item.bitten, item.cut, columns, bits, own, q, grad, log2_ptr,
-            delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
-            shape, column_sums, 1,
-        )  # fmt: skip
-    if shape.CUT and item.cut < item.stop:
-        of_k, of_v, sums = _walk_keys(
-            k_tile, v_tile, of_k, of_v, sums, item.cut, item.stop, columns, bits, own, q, grad, log2_ptr,
-            delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale, masks, dropout,
-            shape, column_sums, 2,
-        )  # fmt: skip
+    for mask in tl.static_range(3):
+        if shape.STEPS[mask] and item.ends[mask] < item.ends[mask + 1]:
+            of_k, of_v, sums = _walk_keys(
+                k_tile, v_tile, of_k, of_v, sums, item.ends[mask], item.ends[mask + 1], columns, bits, own, q,
+                grad, log2_ptr, delta_ptr, q_desc, grad_desc, log2_desc, delta_desc, item, n, extent, scale,
+                masks, dropout, shape, column_sums, mask,
+            )  # fmt: skip
     of_k *= softmax_scale
     d = tl.arange(0, shape.DP)
     e = tl.arange(0, shape.EP)

@@ -95,7 +95,7 @@ class Shape(NamedTuple):
         GROUP: query heads that share a key head.
         SHARED: whether all heads run the same items.
         RAGGED: whether a sub-block of a step reaches beyond the keys (queries, where steps are of those).
-        BITTEN: whether any step needs the mask of sub-blocks alone; CUT: whether any needs one of tokens.
+        STEPS: whether the schedule has any steps of each of the three kinds.
         BARE: whether scores are scaled last, in one instruction with what is subtracted in the exponent: the
             scale is positive, so that the largest product is the largest score, and nothing is added.
         PRECISION: how float32 products are computed.
@@ -112,8 +112,7 @@ class Shape(NamedTuple):
     GROUP: Any
     SHARED: Any
     RAGGED: Any
-    BITTEN: Any
-    CUT: Any
+    STEPS: Any
     BARE: Any
     PRECISION: Any
 
@@ -148,8 +147,8 @@ class Item(NamedTuple):
     Attributes:
         b: batch entry, int64; h: query head; kv_head: its key head; head: b * H + h, int64.
         tile: number of the tile; turn: number of the item among those of its head, or of all heads.
-        start, bitten, cut, stop: steps from start to bitten need no mask, those to cut that of sub-blocks,
-            and those to stop one of tokens besides.
+        ends: where the steps of each kind begin and end, four numbers: steps that need no mask, those that
+            need that of sub-blocks, and those that need one of tokens besides.
         partial: number of the partial result, -1 for a whole tile.
 
     """
@@ -160,8 +159,5 @@ class Item(NamedTuple):
     head: Any
     tile: Any
     turn: Any
-    start: Any
-    bitten: Any
-    cut: Any
-    stop: Any
+    ends: Any
     partial: Any

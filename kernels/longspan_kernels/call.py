@@ -93,10 +93,12 @@ class Call:
         sub = self.sub(size)
         ragged = (self.lead > 0 or self.q[2] % sub != 0) if by_keys else self.k[2] % sub != 0
         bare = rising(arguments.scale) and not arguments.masked
-        return Shape(*map(tl.constexpr, (
+        numbers = (
             dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, sub, self.group,
-            schedule.shared, ragged, schedule.bitten, schedule.cut, bare, "ieee",
-        )))  # fmt: skip
+            schedule.shared, ragged,
+        )  # fmt: skip
+        steps = tuple(map(tl.constexpr, (True, schedule.bitten, schedule.cut)))
+        return Shape(*[*map(tl.constexpr, numbers), steps, tl.constexpr(bare), tl.constexpr("ieee")])
 
     def programs(self, table: Tensor, schedule: Schedule) -> tuple[int]:
         """Grid of a work list: every batch entry runs it, and every head if they share it."""

@@ -94,21 +94,12 @@ def attend(
     total = tl.zeros([shape.BM], dtype=tl.float32)
     # Only where there are steps: if the way past a loop met the way out of it, the loop's products would be
     # waited for one by one (ptxas C7515).
-    if item.start < item.bitten:
-        context, top, total = _walk(
-            q_tile, context, top, total, item.start, item.bitten, columns, bits, k, v, k_desc, v_desc, item,
-            m, extent, scale, masks, dropout, shape, 0,
-        )  # fmt: skip
-    if shape.BITTEN and item.bitten < item.cut:
-        context, top, total = _walk(
-            q_tile, context, top, total, item.bitten, item.cut, columns, bits, k, v, k_desc, v_desc, item, m,
-            extent, scale, masks, dropout, shape, 1,
-        )  # fmt: skip
-    if shape.CUT and item.cut < item.stop:
-        context, top, total = _walk(
-            q_tile, context, top, total, item.cut, item.stop, columns, bits, k, v, k_desc, v_desc, item, m,
-            extent, scale, masks, dropout, shape, 2,
-        )  # fmt: skip
+    for mask in tl.static_range(3):
+        if shape.STEPS[mask] and item.ends[mask] < item.ends[mask + 1]:
+            context, top, total = _walk(
+                q_tile, context, top, total, item.ends[mask], item.ends[mask + 1], columns, bits, k, v,
+                k_desc, v_desc, item, m, extent, scale, masks, dropout, shape, mask,
+            )  # fmt: skip
 
     empty = total == 0.0
     context = context * (1.0 / tl.where(empty, 1.0, total))[:, None]

@@ -49,10 +49,8 @@ def item_of(items, work, H, shape):
     """Read this program's item."""
     b, h, turn, row = turn_of(items, work, H, 7, shape.SHARED)
     start = tl.load(row + 2)
-    return Item(
-        b, h, h // shape.GROUP, b * H + h, tl.load(row), turn, start, start + tl.load(row + 3),
-        start + tl.load(row + 4), start + tl.load(row + 5), tl.load(row + 6),
-    )  # fmt: skip
+    ends = start, start + tl.load(row + 3), start + tl.load(row + 4), start + tl.load(row + 5)
+    return Item(b, h, h // shape.GROUP, b * H + h, tl.load(row), turn, ends, tl.load(row + 6))
 
 
 @triton.jit
