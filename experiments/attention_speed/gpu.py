@@ -57,7 +57,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--compile-part", help=argparse.SUPPRESS)  # I/N: every N-th cell from the I-th
     parser.add_argument("--compile-seconds", type=float, default=120, help="limit of one compilation")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.warm < 0:
+        parser.error(f"--warm must not be negative, got {options.warm}")
+    return options
 
 
 def chosen(options: argparse.Namespace) -> list[suite.Cell]:

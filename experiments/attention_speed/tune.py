@@ -77,6 +77,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--plan", action="store_true", help="print what would be timed")
     what.add_argument("--table", action="store_true", help="print the fastest of what was timed")
     options = parser.parse_args(argv)
+    if options.nearest is not None and options.nearest < 1:
+        parser.error(f"--nearest must be at least 1, got {options.nearest}")
     if options.workers < 0:
         parser.error(f"--workers must not be negative, got {options.workers}")
     return options

@@ -16,7 +16,6 @@ from longspan_kernels.layout import BlockLayout
 from longspan_kernels.plan import Schedule, schedule_for
 from longspan_kernels.tuning import Size, Sizes, scattered_sizes_for, sizes_for
 
-LOG2E = 1.4426950408889634
 # Rows of a split tile that one program adds up; no tile has fewer.
 SLICE = 16
 

@@ -31,7 +31,7 @@ Value = TypeVar("Value", bound="Settled")
 # What the bulk copy engine asks of addresses and strides, and what Triton makes kernels of their own for.
 _ALIGNMENT = 16
 _BUFFER_ALIGNMENT = 128
-_LOG2E = 1.4426950408889634
+LOG2E = 1.4426950408889634
 _SOME, _NONE = tl.constexpr(True), tl.constexpr(False)
 
 
@@ -120,7 +120,7 @@ def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
 
 def rising(scale: float) -> bool:
     """Say whether larger products are larger scores, also in float32, where tiny numbers vanish."""
-    return scale * _LOG2E >= torch.finfo(torch.float32).tiny
+    return scale * LOG2E >= torch.finfo(torch.float32).tiny
 
 
 def unit_stride(x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def masks_of(arguments: Arguments) -> Masks:
     parts = (
         _strided(arguments.key_padding_mask), _strided(arguments.attn_mask), _strided(arguments.bias),
         _strided(arguments.document_ids), _distances(arguments),
-        None if slopes is None else (slopes.float() * _LOG2E).contiguous(),
+        None if slopes is None else (slopes.float() * LOG2E).contiguous(),
     )  # fmt: skip
     return Masks(*parts, _SOME)
 
@@ -158,7 +158,7 @@ def _distances(arguments: Arguments) -> Distances | None:
     table, buckets = arguments.relative_table, arguments.relative_buckets
     if table is None or buckets is None:
         return None
-    values = (table.float() * _LOG2E).t()[:, buckets.long()].contiguous()
+    values = (table.float() * LOG2E).t()[:, buckets.long()].contiguous()
     number = triton.next_power_of_2(table.shape[0])
     return Distances(values, buckets, buckets.numel() // 2, tl.constexpr(number))
 

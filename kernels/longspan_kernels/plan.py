@@ -136,9 +136,8 @@ def make_schedule(
         segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
         if steps.numel() and int(steps.max()) <= _WHOLE_STEPS:
             segment_steps = max(segment_steps, _WHOLE_STEPS)
-    schedule = _items(columns, bits, first, ends, layout, tiling, segment_steps)
-    pairs = max(1, (columns.shape[0] - 1) * rows * slots)
-    return dataclasses.replace(schedule, fill=owner.numel() / pairs)
+    fill = owner.numel() / max(1, (columns.shape[0] - 1) * rows * slots)
+    return _items(columns, bits, first, ends, layout, tiling, segment_steps, fill)
 
 
 def _sub_blocks(layout: BlockLayout, q_len: int, k_len: int, sub: int) -> tuple[Tensor, Tensor]:
@@ -262,6 +261,7 @@ def _items(
     layout: BlockLayout,
     tiling: Tiling,
     segment_steps: int,
+    fill: float,
 ) -> Schedule:
     """Split long tiles, give heads with layouts of their own their items, and put all in their order."""
     steps = ends[2]
@@ -300,7 +300,7 @@ def _items(
     item, longs = _ordered(item)
     item, split, own = item.to(torch.int32), split.to(torch.int32), own.to(torch.int32)
     bitten, cut = (bool((item[:, one + 1] > item[:, one]).any()) for one in (3, 4))
-    return Schedule(columns, bits, own, item, split, longs, partials, 1.0, shared, bitten, cut)
+    return Schedule(columns, bits, own, item, split, longs, partials, fill, shared, bitten, cut)
 
 
 def _ordered(item: Tensor) -> tuple[Tensor, int]:

@@ -12,8 +12,8 @@ from longspan_kernels import bias_gradient as bias_kernels
 from longspan_kernels import forward as forward_kernels
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.bundles import Strided
-from longspan_kernels.call import LOG2E, SLICE, Call, tile_of
-from longspan_kernels.launch import Launch, Tiles, dropout_of, masks_of, operand, padded
+from longspan_kernels.call import SLICE, Call, tile_of
+from longspan_kernels.launch import LOG2E, Launch, Tiles, dropout_of, masks_of, operand, padded
 from longspan_kernels.plan import Schedule
 from longspan_kernels.strides import empty_as
 from longspan_kernels.tuning import Sizes, settled

@@ -344,7 +344,8 @@ def test_a_compilation_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("block", [16, 128])
 def test_everything_is_written_at_65536_tokens(monkeypatch, block, pattern):
     """What is allocated empty holds NaN, and none is left."""
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
+    for name in ("empty", "empty_like", "new_empty", "new_empty_strided"):
+        owner = torch.Tensor if name.startswith("new") else torch
         allocate = getattr(owner, name)
 
         def poisoned(*args, _allocate=allocate, **kwargs):

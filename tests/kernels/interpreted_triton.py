@@ -42,7 +42,8 @@ PATTERNS = {
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
     """Fill what is allocated empty with NaN."""
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
+    for name in ("empty", "empty_like", "new_empty", "new_empty_strided"):
+        owner = torch.Tensor if name.startswith("new") else torch
         allocate = getattr(owner, name)
 
         def poisoned(*args, _allocate=allocate, **kwargs):
@@ -324,9 +325,8 @@ def test_the_same_bits_again(kit):
 @pytest.fixture
 def short_segments(monkeypatch):
     """Split tiles that are longer than two steps, as global rows of long sequences are."""
-    monkeypatch.setattr(plan, "_SEGMENT_STEPS", 2)
-    monkeypatch.setattr(plan, "_WHOLE_STEPS", 0)
-    monkeypatch.setattr(plan, "_PROGRAMS", 2**20)
+    for name, value in (("_SEGMENT_STEPS", 2), ("_WHOLE_STEPS", 0), ("_PROGRAMS", 2**20)):
+        monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(plan, "_schedules", type(plan._schedules)())
 
 
