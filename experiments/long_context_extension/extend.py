@@ -3,6 +3,7 @@
     python experiments/long_context_extension/extend.py                  # one CUDA GPU; run again to go on
     python experiments/long_context_extension/extend.py --scale cpu      # two cores, some minutes
     python experiments/long_context_extension/extend.py --table          # only the tables, from what is there
+    python experiments/long_context_extension/extend.py --cells '^(scratch|rotary)'   # some, on a second GPU
 
 A small model is pretrained on short sequences of Python source. Then each cell of `plan.cells` starts from
 it: positions extended, attention made sparse, bits per byte of held-out text at the new length before and
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from learning import Text, evaluate, train
-from plan import SCALES, Scale, cells
+from plan import SCALES, Scale, cells, name_of
 from tables import write_tables
 
 import longspan
@@ -133,9 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Extend a pretrained model and measure it.")
     parser.add_argument("--scale", choices=SCALES, default="gpu")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results and of the models")
+    parser.add_argument("--cells", help="only cells whose name, as extended/8/bigbird/tile, this finds")
     parser.add_argument("--minutes", type=float, help="begin no cell after so long")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()
+    if options.cells and not any(
+        re.search(options.cells, name_of(cell)) for cell in cells(SCALES[options.scale])
+    ):
+        parser.error(f"--cells: {options.cells!r} finds no cell")
     path = options.out / f"{options.scale}.jsonl"
     scale = SCALES[options.scale]
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -149,7 +155,7 @@ def main() -> None:
         started = time.perf_counter()
         known = [record["cell"] for record in done]
         for cell in cells(scale):
-            if cell in known:
+            if cell in known or not re.search(options.cells or "", name_of(cell)):
                 continue
             if options.minutes and time.perf_counter() - started > 60 * options.minutes:
                 break

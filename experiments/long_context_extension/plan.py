@@ -67,7 +67,7 @@ class Scale:
 
 GPU = Scale(
     objective="mlm", architecture="bert", hidden=384, layers=6, heads=6, trained=512, factors=(8, 32),
-    block=64, window=7, tokens=65_536, pretrain=4000, more=300, lr=1e-3, more_lr=2e-4, sequences=16,
+    block=64, window=7, tokens=65_536, pretrain=3000, more=300, lr=1e-3, more_lr=2e-4, sequences=16,
     packages=("torch", "transformers", "numpy", "sympy", "scipy"),
 )  # fmt: skip
 # Causal, since a masked model of bytes learns nothing of its context in so few steps.
@@ -103,3 +103,8 @@ def cells(scale: Scale) -> list[dict[str, Any]]:
         for method in ROTARY
     ]
     return found
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    """Name a cell, as extended/8/bigbird/tile."""
+    return "/".join(map(str, cell.values()))

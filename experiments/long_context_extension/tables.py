@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plan import ROTARY, Scale
+from plan import ROTARY, Scale, cells, name_of
 
 START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
@@ -29,6 +29,9 @@ def tables(records: list[dict[str, Any]], scale: Scale) -> str:
     """Write the Markdown of a scale's results."""
     if not records:
         return "Nothing measured yet."
+    # In the order of the plan, whatever process came first.
+    order = [name_of(cell) for cell in cells(scale)]
+    records = sorted(records, key=lambda record: order.index(name_of(record["cell"])))
     last = records[-1]
     short = _of(records, kind="short")
     lines = [
