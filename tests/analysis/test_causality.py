@@ -32,11 +32,13 @@ def patterns(direction: str) -> list:
 
 
 class Stack(nn.Module):
-    """Residual layers of SparseSelfAttention with an output projection, which mixes heads, and nothing else."""
+    """Residual layers of SparseSelfAttention, whose output projection mixes the heads, and nothing else."""
 
     def __init__(self, layers, dim=8):
         super().__init__()
-        self.attention = nn.ModuleList(SparseSelfAttention(pattern, backend="reference") for pattern in layers)
+        self.attention = nn.ModuleList(
+            SparseSelfAttention(pattern, backend="reference") for pattern in layers
+        )
         self.inward = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in layers)
         self.outward = nn.ModuleList(nn.Linear(dim, dim) for _ in layers)
         self.double()

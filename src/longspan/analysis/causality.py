@@ -25,8 +25,8 @@ def seen_by_gradients(
 ) -> Tensor:
     """Tell which inputs each output depends on.
 
-    The gradient of a random projection of each output with respect to all inputs, ``chunk`` outputs at a time,
-    each in a copy of the sequence of its own.
+    Takes the gradient of a random projection of each output with respect to all inputs, ``chunk`` outputs at
+    a time, each in a copy of the sequence of its own.
 
     Args:
         function: ``[batch, length, dim] -> [batch, length, any]``, its sequences independent of one another,
@@ -128,4 +128,6 @@ def predicted(reach: Reach, outputs: Sequence[int] | None = None) -> Tensor:
 
     """
     positions = range(reach.seq_len) if outputs is None else outputs
-    return torch.tensor([[reach.reaches(source, one) for source in range(reach.seq_len)] for one in positions])
+    return torch.tensor(
+        [[reach.reaches(source, one) for source in range(reach.seq_len)] for one in positions]
+    )
