@@ -49,10 +49,10 @@ class Reach:
         possible_pairs: int64 ``[blocks]``: the same of all pairs that causality allows.
         counts: the reached pairs of each layer by distance.
         possible: the possible ones by distance.
-        packed: uint64 ``[blocks, words]``: after the last layer, bit ``s`` of row ``i`` is set where every
-            token of source ``s`` reaches every token of block ``i``.
-        diagonal: int8 ``[blocks]``: which tokens of its own block reach a token (ITSELF, EARLIER, WHOLE),
-            after the last layer.
+        packed: for 0 … ``layers`` layers uint64 ``[blocks, words]``: bit ``s`` of row ``i`` is set where
+            every token of source ``s`` reaches every token of block ``i``.
+        diagonal: for 0 … ``layers`` layers int8 ``[blocks]``: which tokens of its own block reach a token
+            (ITSELF, EARLIER, WHOLE), where its bit does not say that all do.
 
     """
 
@@ -64,8 +64,8 @@ class Reach:
     possible_pairs: np.ndarray
     counts: tuple[PairCounts, ...]
     possible: PairCounts
-    packed: np.ndarray
-    diagonal: np.ndarray
+    packed: tuple[np.ndarray, ...]
+    diagonal: tuple[np.ndarray, ...]
 
     @property
     def layers(self) -> int:
@@ -75,7 +75,7 @@ class Reach:
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return self.diagonal.size
+        return self.possible_pairs.size
 
     @property
     def sampled(self) -> bool:
@@ -140,8 +140,8 @@ class Reach:
         possible = binned(self.possible)
         return places, np.stack([_share(binned(one), possible) for one in self.counts])
 
-    def reaches(self, source: int, token: int) -> bool:
-        """Whether token ``source`` has a path to ``token`` after the last layer.
+    def reaches(self, source: int, token: int, layer: int = -1) -> bool:
+        """Whether token ``source`` has a path to ``token`` after ``layer`` layers.
 
         Raises:
             ValueError: a position is out of range, or the source's block is not in the sample.
@@ -154,11 +154,37 @@ class Reach:
         bit = int(np.searchsorted(self.sources, from_block))
         if bit == self.sources.size or self.sources[bit] != from_block:
             raise ValueError(f"source {source} lies in block {from_block}, which the sample does not hold")
-        if int(self.packed[to_block, bit // 64]) >> (bit % 64) & 1:
+        if int(self.packed[layer][to_block, bit // 64]) >> (bit % 64) & 1:
             return True
         if from_block != to_block:
             return False
-        return source == token or (self.diagonal[to_block] >= EARLIER and source <= token)
+        return source == token or (int(self.diagonal[layer][to_block]) >= EARLIER and source <= token)
+
+    def raster(self, layer: int = -1, cells: int = 256) -> np.ndarray:
+        """Share of the pairs of blocks with a path after ``layer`` layers, in cells of a picture.
+
+        A row is a token's block, a column a source's. A pair of blocks counts where all its tokens are
+        joined, a block with itself always.
+
+        Args:
+            layer: after how many layers.
+            cells: cells a side at the most.
+
+        Returns:
+            float64 ``[side, side]``; NaN where a cell holds no source.
+
+        """
+        side = min(cells, self.blocks)
+        row_cell, column_cell = (
+            np.arange(self.blocks) * side // self.blocks,
+            self.sources * side // self.blocks,
+        )
+        joined = np.zeros((side, side), dtype=np.int64)
+        for row in range(self.blocks):
+            bits = _unpacked(self.packed[layer][row], self.sources.size) | (self.sources == row)
+            joined[row_cell[row]] += np.bincount(column_cell, weights=bits, minlength=side).astype(np.int64)
+        rows, columns = (np.bincount(of, minlength=side) for of in (row_cell, column_cell))
+        return _share(joined, rows[:, None] * columns)
 
     def unreachable_examples(self, limit: int = 5) -> list[tuple[int, int]]:
         """Pairs ``(source, token)`` of different blocks without a path, the last tokens first.
@@ -167,7 +193,7 @@ class Reach:
         """
         found: list[tuple[int, int]] = []
         for row in range(self.blocks - 1, -1, -1):
-            joined = _unpacked(self.packed[row], self.sources.size)
+            joined = _unpacked(self.packed[-1][row], self.sources.size)
             allowed = self.sources < row if self.causal else self.sources != row
             missing = self.sources[allowed & ~joined][: limit - len(found)]
             token = min((row + 1) * self.block, self.seq_len) - 1
@@ -232,15 +258,17 @@ def reach(
     packed = np.zeros_like(own_bit)
     diagonal = np.zeros(blocks, dtype=np.int8)
     count = _Counter(seq_len, block, sources)
-    reached = [count(packed, diagonal)]
+    states, reached = [(packed, diagonal)], [count(packed, diagonal)]
     for number, layer in enumerate(layers):
-        before = packed.copy(), diagonal.copy()
-        _step(packed, diagonal, layer, own_bit, goal)
-        changed = not (np.array_equal(before[0], packed) and np.array_equal(before[1], diagonal))
-        if not changed and all(later is layer for later in layers[number:]):
-            reached += [reached[-1]] * (len(layers) - number)
-            break
-        reached.append(count(packed, diagonal) if changed else reached[-1])
+        if number > 1 and layer is layers[number - 1] and states[-1] is states[-2]:
+            # The same layer changed nothing before.
+            state = states[-1]
+        else:
+            state = _step(*states[-1], layer, own_bit, goal)
+        if all(np.array_equal(now, before) for now, before in zip(state, states[-1], strict=True)):
+            state = states[-1]
+        reached.append(reached[-1] if state is states[-1] else count(*state))
+        states.append(state)
     possible_rows, possible = count(goal, np.full(blocks, EARLIER if every_causal else WHOLE, dtype=np.int8))
     return Reach(
         seq_len,
@@ -251,8 +279,8 @@ def reach(
         possible_rows,
         tuple(pairs for _, pairs in reached),
         possible,
-        packed,
-        diagonal,
+        tuple(bits for bits, _ in states),
+        tuple(own for _, own in states),
     )
 
 
@@ -262,8 +290,9 @@ def _step(
     layer: Connections,
     own_bit: np.ndarray,
     goal: np.ndarray,
-) -> None:
-    """Let one layer read, in place. Bits of a row's own block mean that all its tokens reach one another."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let one layer read. The bit of a row's own block means that all its tokens reach one another."""
+    packed = packed.copy()
     if layer.complete:
         if layer.causal:
             _read_all_earlier(packed, own_bit)
@@ -273,7 +302,7 @@ def _step(
         _read_columns(packed, layer, own_bit, goal)
         whole = layer.diagonal == WHOLE
         packed[whole] |= own_bit[whole]
-    np.maximum(diagonal, layer.diagonal, out=diagonal)
+    return packed, np.maximum(diagonal, layer.diagonal)
 
 
 def _read_all_earlier(packed: np.ndarray, own_bit: np.ndarray) -> None:
