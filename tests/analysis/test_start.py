@@ -18,6 +18,7 @@ from longspan.sparsity import (
 )
 from longspan.training.compose import compose
 from longspan.training.config import config_dir, instantiate
+from longspan.training.run import train
 from longspan_kernels.layout import BlockLayout
 
 SHIPPED = sorted(path.stem for path in (config_dir() / "sparsity").glob("*.yaml"))
@@ -163,6 +164,32 @@ def test_a_model_is_asked_for_its_layers_and_its_direction():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_at_start(mixed, 256, torch.device("cpu"), "32-true")
+
+
+def test_a_run_warns_once_at_its_start(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"{number} times nothing is nothing.\n" * 400)
+    text = [
+        "data=text_files",
+        f"data.corpus.files=['{tmp_path}/*.txt']",
+        "data.corpus.validation_fraction=0.5",
+    ]
+    quick = ["experiment=smoke", "trainer.max_steps=1", "trainer.val_check_interval=1", "logger=none"]
+    for pattern, expected in (("local_sliding_window", 1), ("fixed", 0)):
+        folder = f"output_dir={tmp_path / pattern}"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(compose([*quick, *text, folder, f"sparsity={pattern}"]))
+        said = [str(one.message) for one in caught if "no path between them" in str(one.message)]
+        assert len(said) == expected
+        assert all(one.startswith("local_sliding_window: ") and "at 256 tokens" in one for one in said)
+
+
+def test_layouts_too_large_for_a_look_before_a_run_are_left_alone(monkeypatch):
+    window = LocalSlidingWindowSparsityConfig(num_heads=1, block=16, attention="unidirectional")
+    assert start_warnings([window], 256, causal=True)
+    monkeypatch.setattr("longspan.analysis.start._MOST_BYTES", window.layout(256).nbytes - 1)
+    assert start_warnings([window], 256, causal=True) == []
 
 
 def test_the_density_is_judged_in_sixteen_bits_on_a_gpu_alone(monkeypatch):

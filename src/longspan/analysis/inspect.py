@@ -18,7 +18,6 @@ blocks it is exact, beyond it a sample of the sources is followed, and the outpu
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,6 @@ class Inspection:
         causal: True for a causal model; None: each layer is what its pattern says.
         head_dim: dimension of a head; None where the configuration does not say.
         reach: what the layers reach.
-        seconds: that finding it took.
 
     """
 
@@ -58,7 +56,6 @@ class Inspection:
     causal: bool | None
     head_dim: int | None
     reach: Reach
-    seconds: float
 
     @property
     def title(self) -> str:
@@ -81,7 +78,6 @@ def inspect(config: DictConfig, layers: int | None = None) -> Inspection:
             that nothing says.
 
     """
-    start = time.perf_counter()
     patterns = patterns_of(config, layers)
     seq_len = config.data.seq_len
     try:
@@ -99,7 +95,6 @@ def inspect(config: DictConfig, layers: int | None = None) -> Inspection:
         causal,
         _head_dim(config),
         found,
-        time.perf_counter() - start,
     )
 
 

@@ -37,7 +37,7 @@ def report(inspection: Inspection) -> RenderableType:
         else "exact to the token"
     )
     parts += [
-        Text(f"\nReach: {how}, {inspection.seconds:.1f} s", style="bold"),
+        Text(f"\nReach: {how}", style="bold"),
         _by_distance(found),
         Text(),
         _by_position(found),
@@ -45,7 +45,7 @@ def report(inspection: Inspection) -> RenderableType:
         _unreachable(found),
     ]
     sentences = start_warnings(
-        inspection.patterns, inspection.seq_len, causal=inspection.causal, head_dim=inspection.head_dim
+        inspection.patterns, inspection.seq_len, causal=inspection.causal, found=inspection.reach
     )
     parts += [Text(f"warning: {sentence}", style="yellow") for sentence in sentences]
     pictures = [Group(Text(name, style="bold"), Text(drawing)) for name, drawing in _drawings(inspection)]
@@ -92,10 +92,7 @@ def _patterns(inspection: Inspection) -> Table:
 def _facts(layout: BlockLayout, rows: RowStatistics) -> list[tuple[str, str]]:
     blocks = layout.heads * layout.q_blocks * layout.k_blocks
     return [
-        (
-            "density",
-            f"{layout.density:.2%} of the blocks: {layout.nnz:,} of {blocks:,} of {layout.block} tokens",
-        ),
+        ("density", f"{layout.density:.2%}: {layout.nnz:,} of {blocks:,} blocks of {layout.block} tokens"),
         ("pairs", f"{rows.pair_density:.2%} of the pairs of tokens that may be attended"),
         (
             "blocks of a row",

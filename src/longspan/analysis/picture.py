@@ -160,9 +160,7 @@ def _layers(number: int) -> str:
 def _colours(dark: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("reached", ["#f4f1ea", dark])
-    colours.set_bad("#ffffff")
-    return colours
+    return LinearSegmentedColormap.from_list("reached", ["#f4f1ea", dark]).with_extremes(bad="#ffffff")
 
 
 def _some_layers(layers: int, most: int) -> list[int]:

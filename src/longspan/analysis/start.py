@@ -21,6 +21,9 @@ from longspan_kernels.tuning import Architecture, architecture_of
 
 # A sample is enough for a sentence, and no run waits for it.
 _SOURCES = 1024
+# Layouts beyond this many bytes (some sixteen million kept blocks) are not looked at: a warning may cost a run
+# neither seconds nor its memory.
+_MOST_BYTES = 1 << 26
 
 
 def warn_at_start(model: nn.Module, seq_len: int, device: torch.device, precision: str) -> None:
@@ -59,12 +62,14 @@ def start_warnings(
     causal: bool | None = None,
     head_dim: int | None = None,
     architecture: Architecture | None = None,
+    found: Reach | None = None,
 ) -> list[str]:
     """Say, a sentence each, what is amiss with the patterns of a model's layers; nothing where all is right.
 
     Rows of blocks that attend nothing; pairs of tokens without a path between them after all layers; patterns
     so dense that dense attention is faster, by measured times alone: nothing is said of a device, block or
-    head dimension that was not measured, nor of the pattern ``dense``, which is chosen knowingly.
+    head dimension that was not measured, nor of the pattern ``dense``, which is chosen knowingly. Nor of
+    layouts of more than some sixteen million kept blocks, to look at which would take long.
 
     Args:
         patterns: one for each layer, the lowest first; None for a dense layer.
@@ -73,6 +78,7 @@ def start_warnings(
         head_dim: dimension of a head.
         architecture: of the GPU, as `longspan_kernels.tuning.architecture_of` names it, where the arithmetic
             is in 16 bits; None for everything else.
+        found: the reach of these layers, where it is known already.
 
     Raises:
         ValueError: no layer, or a length that a pattern refuses.
@@ -80,18 +86,22 @@ def start_warnings(
     """
     patterns = [one if one is not None and one.defined_for(seq_len) else None for one in patterns]
     layouts = [None if one is None else one.layout(seq_len) for one in patterns]
-    found = []
+    if any(layout is not None and layout.nbytes > _MOST_BYTES for layout in layouts):
+        return []
+    sentences = []
     for pattern in dict.fromkeys(one for one in patterns if one is not None):
         layout = pattern.layout(seq_len)
         layers = ranges([number for number, one in enumerate(patterns) if one == pattern])
         where = f"{pattern.name} (layers {layers})" if len(set(patterns)) > 1 else pattern.name
-        found += [
+        sentences += [
             *_empty_rows(where, layout, causal),
             *_dense_is_faster(pattern, where, layout, seq_len, causal, head_dim, architecture),
         ]
     if any(layout is not None for layout in layouts):
-        found += _unreachable(patterns, reach(layouts, seq_len, causal, max_sources=_SOURCES))
-    return found
+        if found is None:
+            found = reach(layouts, seq_len, causal, max_sources=_SOURCES, sample=_SOURCES)
+        sentences += _unreachable(patterns, found)
+    return sentences
 
 
 def _empty_rows(where: str, layout: BlockLayout, causal: bool | None) -> list[str]:
