@@ -79,6 +79,15 @@ def test_examples_have_no_path_and_are_all_where_few_are_missing(oracle, data, l
     assert len(examples) == len(set(examples)) == min(limit, len(apart))
 
 
+@pytest.mark.parametrize("part", [1, 3, 40])
+def test_rows_gathered_in_parts_are_the_same(oracle, monkeypatch, part):
+    layouts = [oracle.random_layout(70, 2, 2, 0.1, seed, False) for seed in range(2)]
+    monkeypatch.setattr("longspan.analysis.reach._PART", part)
+    found = reach(layouts, 139)
+    for layer, pairs in enumerate(oracle.token_reach(layouts, 139, None)):
+        assert np.array_equal(found.reached_pairs[layer], of_blocks(pairs, 2))
+
+
 def test_a_window_reaches_one_window_further_a_layer():
     layout = LocalSlidingWindowSparsityConfig(
         num_heads=2, block=16, num_sliding_window_blocks=3, attention="unidirectional"

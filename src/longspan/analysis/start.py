@@ -21,8 +21,8 @@ from longspan_kernels.tuning import Architecture, architecture_of
 
 # A sample is enough for a sentence, and no run waits for it.
 _SOURCES = 1024
-# Layouts beyond this many bytes (some sixteen million kept blocks) are not looked at: a warning may cost a run
-# neither seconds nor its memory.
+# Layouts beyond this many bytes (some sixteen million kept blocks) are not looked at: a warning costs a run
+# neither minutes nor its memory.
 _MOST_BYTES = 1 << 26
 
 
