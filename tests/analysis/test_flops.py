@@ -218,7 +218,7 @@ def test_refuses():
     layout = DenseSparsityConfig(HEADS, BLOCK).layout(LENGTH)
     with pytest.raises(ValueError, match="one for each of the 3 attention layers, got 2"):
         training_flops(model, [layout] * 2, LENGTH, 1)
-    with pytest.raises(ValueError, match="45 queries and 45 keys|64 queries and 64 keys"):
+    with pytest.raises(ValueError, match="64 queries and 64 keys need"):
         training_flops(model, [layout] * 3, 64, 1)
     with pytest.raises(ValueError, match="the layout has 2 heads, but the model has 4"):
         training_flops(model, [DenseSparsityConfig(2, BLOCK).layout(LENGTH)] * 3, LENGTH, 1)
