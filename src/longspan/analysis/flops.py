@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
+from longspan.attention import SparseSelfAttention
 from longspan.models.attention_interface import longspan_attention
 from longspan.models.head import split_head
-from longspan.models.layers import self_attention_layers
+from longspan.models.layers import attention_of, self_attention_layers
+from longspan.models.registration import NAME
+from longspan.sparsity import SparsityConfig
 from longspan_kernels import BlockLayout
 from longspan_kernels.pairs import kept_pairs
 
@@ -156,6 +159,46 @@ def training_flops(
     return trace(model, seq_len, batch_size, scored).flops(layouts)
 
 
+def layouts_of(model: nn.Module, seq_len: int) -> list[BlockLayout | None]:
+    """Return what each attention layer of a model keeps now, for `training_flops`; None for every block.
+
+    Args:
+        model: as in `training_flops`.
+        seq_len: tokens of a sequence.
+
+    Raises:
+        ValueError: a model whose attention does not follow transformers' attention interface.
+
+    """
+    return [layout_of(layer, seq_len) for layer in attention_layers(model)]
+
+
+def attention_layers(model: nn.Module) -> list[nn.Module]:
+    """Find the attention layers of a model, in order; a module that is no Hugging Face model has none."""
+    return self_attention_layers(model) if hasattr(model, "config") else []
+
+
+def pattern_of(layer: nn.Module) -> SparsityConfig | None:
+    """Return the pattern of an attention layer; None where it attends densely."""
+    attention = _sparse_attention(layer)
+    return None if attention is None else attention.sparsity_config
+
+
+def layout_of(layer: nn.Module, seq_len: int) -> BlockLayout | None:
+    """Return what an attention layer keeps of a sequence; None for every block."""
+    attention = _sparse_attention(layer)
+    # The module itself is asked: it attends densely where its pattern is not defined.
+    return None if attention is None else attention._layout(seq_len, seq_len)  # type: ignore[return-value]
+
+
+def _sparse_attention(layer: Any) -> SparseSelfAttention | None:
+    if getattr(layer, "sparse_self_attention", None) is None:
+        # A model loaded from disk makes them in its first forward.
+        sparse = getattr(layer.config, "_attn_implementation", None) == NAME
+        return attention_of(layer) if sparse else None
+    return layer.sparse_self_attention
+
+
 def trace(model: nn.Module, seq_len: int, batch_size: int, scored: float = 1.0) -> Trace:
     """Run a copy of a model without memory and note what it computes; arguments as in `training_flops`."""
     for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
@@ -203,13 +246,13 @@ def _without_memory(model: nn.Module) -> nn.Module:
 
 def _record_attention(ghost: Any) -> list[_Recorder]:
     """Let each attention layer note its calls instead of attending."""
-    if not hasattr(ghost, "config"):
+    layers: list[Any] = attention_layers(ghost)
+    if not layers:
         return []
     from transformers.modeling_utils import AttentionInterface
 
     # Hands on what `longspan` would: the window and the causality of each layer.
     AttentionInterface.register(_NAME, longspan_attention)
-    layers: list[Any] = self_attention_layers(ghost)
     for config in (ghost.config, layers[0].config):
         config._attn_implementation = _NAME
     for module in ghost.modules():
