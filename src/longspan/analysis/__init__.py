@@ -1,1 +1,1 @@
-"""What runs and patterns are like: what they cost, what they can see, how they compare."""
+"""Analysis: what a pattern can see, what it costs, and how runs compare."""
