@@ -41,9 +41,9 @@ class Throughput(pl.Callback):
     `skip` steps of a process (allocation, compilation) do not count. What a callback does between two steps,
     such as writing a checkpoint, counts as waiting for data.
 
-    At each row and at each validation `cost/seconds`, `cost/flops` and `cost/dense_flops`: what the run has
-    taken since it first started, a resumed one before it was interrupted too. Seconds are those of training
-    without validation. Floating-point operations are model FLOPs of all processes
+    At each row and at each validation `cost/tokens`, `cost/seconds`, `cost/flops` and `cost/dense_flops`:
+    what the run has taken since it first started, a resumed one before it was interrupted too. Seconds are
+    those of training without validation. Floating-point operations are model FLOPs of all processes
     (`longspan.analysis.flops`): of the matrix products of forward and backward, attention counted over the
     pairs that the layers' patterns keep, whatever they are at that step; the head over all positions, or with
     `loss_chunk` over the scored ones. `dense_flops` are the same had every block been kept. Lightning logs
@@ -271,7 +271,11 @@ class Throughput(pl.Callback):
                 self._window.append(_Measured(tokens, sum(phases.values()), phases, flops))
 
     def _log_costs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        figures = {"seconds": self.seconds}
+        tokens = getattr(pl_module, "tokens_seen", None)
+        figures = {
+            "seconds": self.seconds,
+            "tokens": None if tokens is None else float(tokens + self._tokens),
+        }
         if self._total is not None:
             so_far = _add(self._total, self._under_way)
             figures |= {"flops": float(so_far.total), "dense_flops": float(so_far.dense)}
