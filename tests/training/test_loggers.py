@@ -119,6 +119,8 @@ def test_wandb_leaves_the_environment_alone(tmp_path, monkeypatch):
     import wandb
 
     class Opened:
+        id = "abc"
+
         def finish(self, exit_code):
             opened.append(exit_code)
 

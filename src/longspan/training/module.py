@@ -89,6 +89,8 @@ class LongspanModule(pl.LightningModule):
         # In a tuple, so that the model's own parts do not count as submodules a second time.
         self._parts = None if loss_chunk is None else split_head(model)
         self._piece_sum: PieceSum = piece_sum
+        # How many positions of the last batch had logits; None for all.
+        self.scored_positions: int | None = None
         # Input tokens of all complete optimizer steps, of all processes; and those of the step under way.
         self.tokens_seen = 0
         self._tokens_under_way = 0
@@ -117,6 +119,7 @@ class LongspanModule(pl.LightningModule):
         backbone, head = self._parts
         # First: it waits for the GPU, which then has little left to do.
         positions = scored_positions(batch["labels"])
+        self.scored_positions = len(positions)
         hidden = backbone(**self._inputs(batch)).last_hidden_state
         return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._piece_sum)
 

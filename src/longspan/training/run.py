@@ -23,12 +23,14 @@ from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, change
 from longspan.training.checkpoints import resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
 from longspan.training.data_module import DataModule
+from longspan.training.describe import describe_end, describe_start
 from longspan.training.errors import nearest
 from longspan.training.facts import run_facts
-from longspan.training.loggers import close_loggers, log_configuration
+from longspan.training.loggers import close_loggers
 from longspan.training.module import LongspanModule
 from longspan.training.report import end_report, print_report, start_report, warn_unidirectional_pattern
 from longspan.training.results import collect_result, write_result
+from longspan.training.sweep import sweep_name
 
 
 def train(
@@ -81,10 +83,11 @@ def train(
         warn_at_start(module.model, data.seq_len, trainer.strategy.root_device, facts.precision)
     if checkpoint is not None:
         print(f"Going on from {checkpoint}")
-    log_configuration(loggers, {**settings, "corpus": account, "parameters": facts.parameters})
+    describe_start(loggers, facts, settings, module.model, sweep_name())
     interrupted = not fit(trainer, module, data, checkpoint)
     result = collect_result(facts, trainer, module, time.perf_counter() - started, settings)
     write_result(result, output_dir)
+    describe_end(loggers, result)
     print_report(end_report(result))
     close_loggers(loggers)
     if interrupted:
