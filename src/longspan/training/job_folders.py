@@ -22,8 +22,9 @@ CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 LOCK = ".lock"
 
-# A job with other ones of these is the same job: they say what is noted of a run and where it lies, and change
-# nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then another.
+# A job with other ones of these is the same job: they say what is noted of a run and where it lies, and
+# change nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then
+# another.
 IGNORED = (
     "sweep",
     "output_dir",

@@ -180,7 +180,7 @@ class LongspanModule(pl.LightningModule):
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Make the optimizer, and the schedule over the trainer's number of optimizer steps or its seconds."""
+        """Make the optimizer, and the schedule over the trainer's number of optimizer steps, or its time."""
         optimizer = self.optimizer_factory(self.model)
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.scheduler_factory is not None:

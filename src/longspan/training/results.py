@@ -46,8 +46,8 @@ def collect_result(
     and `dense_flops` (had every block been kept), `flops_per_step` and `dense_flops_per_step` (of the last
     optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device whose peak is not known), `seconds`
     (of training without validation), `split`: seconds of `data`, `forward`, `backward` and `optimizer` in
-    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `budget`: None, or
-    its `unit` ("tokens", "flops" or "seconds"), its `limit` and what was `used` of it; `model`,
+    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `budget`:
+    None, or its `unit` ("tokens", "flops" or "seconds"), `limit` and what was `used` of it; `model`,
     `positions` (how they were extended, or None), `objective`, `patterns`, `corpus`, `device`, `precision`,
     `backend`, `versions`, `checkpoints`, `files`, `config`.
     """

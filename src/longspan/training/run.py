@@ -234,8 +234,8 @@ def plan_budget(
     state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
     if budget.spent_by(state, trainer):
         raise ConfigError(
-            f"{checkpoint} has {state['global_step']} steps behind it, and a budget of {budget} leaves nothing "
-            f"to train; give a larger budget.{budget.unit}"
+            f"{checkpoint} has {state['global_step']} steps behind it, and a budget of {budget} leaves "
+            f"nothing to train; give a larger budget.{budget.unit}"
         )
 
 

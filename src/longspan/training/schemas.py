@@ -34,8 +34,8 @@ from longspan.training.errors import allowed_keys, explain
 # The file from which a run is composed.
 PRIMARY = "train"
 
-# conf/hydra/launcher has options with the names of the plugins' own, whose schemas Hydra then holds them against:
-# what is wanted, and what it warns of at each job, in the jobs' processes too.
+# conf/hydra/launcher has options with the names of the plugins' own, whose schemas Hydra then holds them
+# against: what is wanted, and what it warns of at each job, in the jobs' processes too.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 _PRIMITIVES = (bool, int, float, str, pathlib.Path)
