@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from longspan.models import position_offset
 from longspan.models.head import split_head
+from longspan.training.callbacks.budget import SecondsBudget, find_budget
 from longspan.training.chunked_loss import PieceSum, chunked_loss, piece_sum, scored_positions
 from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
@@ -179,11 +180,15 @@ class LongspanModule(pl.LightningModule):
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Make the optimizer, and the schedule over the trainer's number of optimizer steps."""
+        """Make the optimizer, and the schedule over the trainer's number of optimizer steps, or its time."""
         optimizer = self.optimizer_factory(self.model)
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.scheduler_factory is not None:
-            schedule = self.scheduler_factory(optimizer, total_steps(self.trainer))
+            steps, budget = total_steps(self.trainer), find_budget(self.trainer)
+            if isinstance(budget, SecondsBudget):
+                schedule = budget.schedule(self.scheduler_factory, optimizer, steps)
+            else:
+                schedule = self.scheduler_factory(optimizer, steps)
             configured["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
         return configured
 

@@ -73,6 +73,8 @@ def start_report(facts: RunFacts) -> RenderableType:
         table.add_row("held-out byte entropy", f"{facts.byte_entropy:.4f} nats a byte")
     table.add_row("sequence", f"{facts.seq_len:,} tokens")
     table.add_row("a step", f"{facts.tokens_per_step:,} tokens")
+    if facts.budget is not None:
+        table.add_row("budget", facts.budget)
     if facts.total_steps is None:
         table.add_row("steps", "until the time is over")
     else:

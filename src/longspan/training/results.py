@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.training.callbacks.budget import find_budget
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from longspan.training.callbacks.throughput import Throughput, peak_memory
 from longspan.training.facts import RunFacts
@@ -45,7 +46,8 @@ def collect_result(
     and `dense_flops` (had every block been kept), `flops_per_step` and `dense_flops_per_step` (of the last
     optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device whose peak is not known), `seconds`
     (of training without validation), `split`: seconds of `data`, `forward`, `backward` and `optimizer` in
-    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `model`,
+    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `budget`:
+    None, or its `unit` ("tokens", "flops" or "seconds"), `limit` and what was `used` of it; `model`,
     `positions` (how they were extended, or None), `objective`, `patterns`, `corpus`, `device`, `precision`,
     `backend`, `versions`, `checkpoints`, `files`, `config`.
     """
@@ -67,6 +69,7 @@ def collect_result(
             throughput["step_seconds"] = callback.step_seconds
             costs = callback.costs()
     throughput["peak_memory_bytes"] = peak_memory(module.device)
+    budget = find_budget(trainer)
     return {
         "name": facts.name,
         "overrides": list(facts.overrides),
@@ -88,6 +91,7 @@ def collect_result(
         "tokens": module.tokens_seen,
         "throughput": throughput,
         "cost": costs,
+        "budget": None if budget is None else budget.to_dict(trainer, module),
         "model": {
             "name": facts.model,
             "parameters": facts.parameters,
