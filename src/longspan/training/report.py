@@ -193,7 +193,10 @@ def _corpus_lines(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:
             parts.append(f"{account['bytes']:,} bytes")
         if account.get("sha256") is not None:
             parts.append(f"sha256 {account['sha256'][:12]}")
-        lines.append((f"  {side}", ", ".join(parts) or "a stream: its size is not known"))
+        unknown = "a stream: its size is not known"
+        if corpus.get("details", {}).get("generated"):
+            unknown = "generated from the seed, no text in both splits"
+        lines.append((f"  {side}", ", ".join(parts) or unknown))
     return lines
 
 

@@ -1,0 +1,111 @@
+"""Multi-query associative recall."""
+
+import numpy as np
+
+from longspan.data.tasks.base import Task, TaskText, check_least, numbered
+from longspan.data.tasks.tokenizer import SPECIAL, TaskTokenizer
+
+
+class Recall(Task):
+    """Say the value of each key that comes again (MQAR; Arora et al. 2023, arXiv:2312.04927, section 3).
+
+    A text begins with `keep_free` words of noise, then come `num_pairs` pairs of a key and its value, and then
+    noise in which `num_queries` of the keys come again, each followed by its value, the answer. Keys of a
+    text differ, and so do its values; no key is asked twice.
+
+    Args:
+        num_pairs: pairs of a key and a value.
+        num_queries: keys that come again; None: all.
+        num_keys, num_values, num_fillers: different keys, values and words of noise.
+        power: where the queries lie: their distance from the pairs, as a share of the room, has the density
+            power * x ** (power - 1). 1.0 is uniform; the paper takes 0.01, which puts most of them right
+            behind the pairs, where any window sees them.
+        keep_free: tokens before the pairs: global blocks lie there, and a pattern that has them would read the
+            pairs for free. One block of 64, as the shipped patterns have; 0 is the paper's.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    """
+
+    name = "recall"
+
+    def __init__(
+        self,
+        num_pairs: int = 16,
+        num_queries: int | None = None,
+        num_keys: int = 64,
+        num_values: int = 64,
+        num_fillers: int = 16,
+        power: float = 1.0,
+        keep_free: int = 64,
+    ) -> None:
+        check_least(
+            num_pairs=(num_pairs, 1),
+            num_keys=(num_keys, num_pairs),
+            num_values=(num_values, num_pairs),
+            num_fillers=(num_fillers, 1),
+            keep_free=(keep_free, 0),
+        )
+        if num_queries is not None and not 1 <= num_queries <= num_pairs:
+            raise ValueError(f"num_queries={num_queries!r} must lie in [1, num_pairs={num_pairs}], or be None")
+        if not power > 0.0:
+            raise ValueError(f"power={power!r} must be positive")
+        self.num_pairs = num_pairs
+        self.num_queries = num_pairs if num_queries is None else num_queries
+        self.num_keys = num_keys
+        self.num_values = num_values
+        self.num_fillers = num_fillers
+        self.power = power
+        self.keep_free = keep_free
+        self.tokenizer = TaskTokenizer(
+            [*numbered("k", num_keys), *numbered("v", num_values), *numbered("f", num_fillers)]
+        )
+        self.arguments = {
+            "num_pairs": num_pairs,
+            "num_queries": num_queries,
+            "num_keys": num_keys,
+            "num_values": num_values,
+            "num_fillers": num_fillers,
+            "power": power,
+            "keep_free": keep_free,
+        }
+
+    def check_length(self, tokens: int) -> None:
+        """Raise ValueError unless pairs and queries fit."""
+        needed = self.keep_free + 2 * self.num_pairs + 2 * self.num_queries
+        if tokens < needed:
+            raise ValueError(
+                f"keep_free={self.keep_free}, num_pairs={self.num_pairs} and num_queries={self.num_queries} "
+                f"need {needed} tokens, and a sequence has {tokens}; choose a longer data.seq_len"
+            )
+
+    def text(self, draws: np.random.Generator, tokens: int) -> TaskText:
+        """Noise, pairs, and noise with queries in it."""
+        key_base = len(SPECIAL)
+        value_base = key_base + self.num_keys
+        filler_base = value_base + self.num_values
+        ids = draws.integers(filler_base, filler_base + self.num_fillers, size=tokens)
+        keys = key_base + draws.permutation(self.num_keys)[: self.num_pairs]
+        values = value_base + draws.permutation(self.num_values)[: self.num_pairs]
+        pairs = self.keep_free + 2 * np.arange(self.num_pairs)
+        ids[pairs], ids[pairs + 1] = keys, values
+
+        asked = draws.permutation(self.num_pairs)[: self.num_queries]
+        # Queries take places of two tokens, counted from the end so that the last token can be an answer.
+        first = self.keep_free + 2 * self.num_pairs
+        room = (tokens - first) // 2
+        if self.power == 1.0:
+            places = draws.permutation(room)[: self.num_queries]
+        else:
+            # The share of the density that falls on each place.
+            edges = (np.arange(room + 1) / room) ** self.power
+            places = draws.choice(room, self.num_queries, replace=False, p=np.diff(edges))
+        starts = tokens - 2 * room + 2 * places
+        ids[starts], ids[starts + 1] = keys[asked], values[asked]
+
+        answers = np.zeros(tokens, dtype=bool)
+        answers[starts + 1] = True
+        sources = np.full(tokens, -1)
+        sources[starts + 1] = pairs[asked] + 1
+        return TaskText(ids, sources, answers)
