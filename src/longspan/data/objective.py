@@ -57,9 +57,9 @@ class Objective(ABC):
             int64 tensors: `input_ids` `[batch, seq_len]`; `labels` `[batch, seq_len]`, the target of each
             position, -100 where it is not scored; `num_bytes` `[batch]`, the bytes of text that the scored
             labels stand for; with `document_mask` also `document_ids` `[batch, seq_len]`, equal inside one
-            document, and `position_ids` `[batch, seq_len]`, counted from the start of the document or of
-            the sequence, whichever is later. Samples of a task score their answers alone and have no bytes:
-            in place of `num_bytes` come `distances` `[batch, seq_len]`, how many tokens lie between a position
+            document, and `position_ids` `[batch, seq_len]`, counted from the start of the document or of the
+            sequence, whichever is later. Samples of a task score their answers alone and have no bytes: in
+            place of `num_bytes` come `distances` `[batch, seq_len]`, how many tokens lie between a position
             and the token that it has to read its label from, -1 where there is none, and `cells` `[batch]`.
 
         """
@@ -108,8 +108,8 @@ class MaskedLanguageModeling(Objective):
 
     Each ordinary token is chosen with `mask_probability`. Of the chosen ones, `mask_token_probability` become
     the mask token, `random_token_probability` an ordinary token drawn uniformly, and the rest stay as they
-    are; all chosen ones are scored. Special tokens are never chosen. Of a task's sample the answers are chosen,
-    and all of them become the mask token.
+    are; all chosen ones are scored. Special tokens are never chosen. Of a task's sample the answers are
+    chosen, and all of them become the mask token.
 
     Args:
         mask_probability: in (0, 1].

@@ -17,8 +17,8 @@ class Sample(NamedTuple):
         input_ids: int64 `[tokens]`.
         byte_lengths: int64 `[tokens]`, the bytes of text that each token stands for; 0 for special tokens.
         document_ids: int64 `[tokens]`, the number of the document that each token is of.
-        answers: bool `[tokens]`, the tokens that are to be predicted, where the sample is one of a task; None:
-            the objective chooses.
+        answers: bool `[tokens]`, the tokens that are to be predicted, where the sample is one of a task;
+            None: the objective chooses.
         sources: int64 `[tokens]`, of a task: where each answer has to be read from, -1 where no single token
             holds it.
         cell: of a task: which of its cells the sample belongs to.

@@ -92,6 +92,7 @@ def end_report(result: Mapping[str, Any]) -> RenderableType:
     table.add_row("validation loss", _number(metrics["val_loss"], " nats a token"))
     table.add_row("best validation loss", _number(metrics["best_val_loss"], " nats a token"))
     table.add_row("perplexity", _number(metrics["perplexity"]))
+    table.add_row("accuracy", _number(metrics.get("accuracy")))
     table.add_row("bits per byte", _number(metrics["bits_per_byte"]))
     if metrics["byte_entropy"] is not None:
         table.add_row("held-out byte entropy", _number(metrics["byte_entropy"], " nats a byte"))

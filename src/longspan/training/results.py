@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from longspan.training.callbacks.evaluation import Evaluation
 from longspan.training.callbacks.throughput import Throughput, peak_memory
 from longspan.training.facts import RunFacts
 from longspan.training.loggers import CsvLogger, WandbRun
@@ -35,14 +36,14 @@ def collect_result(
 ) -> dict[str, Any]:
     """Return what a run reached, with everything that is needed to know what it was. Plain types throughout.
 
-    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of
-    wall time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a
-    token, `best_val_loss`, `perplexity`, `bits_per_byte`, `nats_per_byte`, `byte_entropy` (of all the
-    held-out text, nats a byte) and `below_byte_entropy` (its difference to `nats_per_byte`, which is that
-    of the validated sequences); a figure that is not known is None. `steps`, `tokens`; `throughput`:
-    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `model`, `positions` (how they were extended,
-    or None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`, `versions`, `checkpoints`,
-    `files`, `config`.
+    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of wall
+    time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a token,
+    `best_val_loss`, `perplexity`, `accuracy` (share of scored tokens), `bits_per_byte`, `nats_per_byte`,
+    `byte_entropy` (of all the held-out text, nats a byte) and `below_byte_entropy` (its difference to
+    `nats_per_byte`, which is that of the validated sequences); a figure that is not known is None. `steps`,
+    `tokens`; `throughput`: `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `model`, `positions`
+    (how they were extended, or None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`,
+    `versions`, `checkpoints`, `files`, `config`.
     """
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     bits = logged.get("val/bits_per_byte")
@@ -72,6 +73,7 @@ def collect_result(
             "val_loss": logged.get("val/loss"),
             "best_val_loss": best_loss,
             "perplexity": logged.get("val/perplexity"),
+            "accuracy": logged.get("val/accuracy"),
             "bits_per_byte": bits,
             "nats_per_byte": nats,
             "byte_entropy": entropy,
@@ -130,6 +132,9 @@ def versions() -> dict[str, str]:
 
 def _files(facts: RunFacts, trainer: pl.Trainer) -> dict[str, str]:
     files = {"result": str(Path(facts.output_dir) / FILE)}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and callback.written:
+            files["evaluation"] = str(callback.path)
     for logger in trainer.loggers:
         if isinstance(logger, CsvLogger):
             files["metrics"] = logger.metrics_file

@@ -22,10 +22,11 @@ class _Level(NamedTuple):
 class ListOps(Task):
     """Work out a nested list such as `[MAX 2 9 [MIN 4 7 ] 0 ]` (Nangia & Bowman 2018, arXiv:1804.06028).
 
-    The grammar: a node is a list with `list_probability`, at the largest depth never, and else a digit. A list
+    The grammar: a node is a list with `list_probability`, at the largest depth never, and else a digit. A
+        list
     has an operator, drawn uniformly from minimum, maximum, median (rounded down) and sum modulo 10, and 2 to
-    `max_arguments` nodes, drawn uniformly. Trees are drawn until one has the wanted length, counted in digits,
-    operators and closing brackets. The defaults are those of the Long Range Arena (Tay et al. 2020,
+    `max_arguments` nodes, drawn uniformly. Trees are drawn until one has the wanted length, counted in
+    digits, operators and closing brackets. The defaults are those of the Long Range Arena (Tay et al. 2020,
     arXiv:2011.04006, section 2.2). A text is padding, the list, `=` and the digit that it comes to, the
     answer: it is at the end, whatever the list's length.
 
@@ -81,8 +82,8 @@ class ListOps(Task):
         """Raise ValueError unless the longest list, `=` and the answer fit."""
         if tokens < self.max_length + 2:
             raise ValueError(
-                f"max_length={self.max_length} needs {self.max_length + 2} tokens with `=` and the answer, and "
-                f"a sequence has {tokens}; choose a longer data.seq_len or a smaller max_length"
+                f"max_length={self.max_length} needs {self.max_length + 2} tokens with `=` and the answer, "
+                f"and a sequence has {tokens}; choose a longer data.seq_len or a smaller max_length"
             )
 
     def text(self, draws: np.random.Generator, tokens: int) -> TaskText:

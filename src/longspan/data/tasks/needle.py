@@ -9,7 +9,7 @@ from longspan.data.tasks.tokenizer import SPECIAL, TaskTokenizer
 
 
 class Needle(Task):
-    """Say the value of the key that is asked for at the end (Liu et al. 2024, "Lost in the Middle", section 3).
+    """Say the value of the key that is asked for at the end (Liu et al. 2024, arXiv:2307.03172, section 3).
 
     A text is noise with `num_pairs` pairs of a key and its value, `? key` at its end, and the value as the
     answer. The pair that is asked for lies at the depth of the text's cell, the others anywhere. A text

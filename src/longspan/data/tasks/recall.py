@@ -9,9 +9,9 @@ from longspan.data.tasks.tokenizer import SPECIAL, TaskTokenizer
 class Recall(Task):
     """Say the value of each key that comes again (MQAR; Arora et al. 2023, arXiv:2312.04927, section 3).
 
-    A text begins with `keep_free` words of noise, then come `num_pairs` pairs of a key and its value, and then
-    noise in which `num_queries` of the keys come again, each followed by its value, the answer. Keys of a
-    text differ, and so do its values; no key is asked twice.
+    A text begins with `keep_free` words of noise, then come `num_pairs` pairs of a key and its value, and
+    then noise in which `num_queries` of the keys come again, each followed by its value, the answer. Keys of
+    a text differ, and so do its values; no key is asked twice.
 
     Args:
         num_pairs: pairs of a key and a value.
@@ -20,8 +20,8 @@ class Recall(Task):
         power: where the queries lie: their distance from the pairs, as a share of the room, has the density
             power * x ** (power - 1). 1.0 is uniform; the paper takes 0.01, which puts most of them right
             behind the pairs, where any window sees them.
-        keep_free: tokens before the pairs: global blocks lie there, and a pattern that has them would read the
-            pairs for free. One block of 64, as the shipped patterns have; 0 is the paper's.
+        keep_free: tokens before the pairs: global blocks lie there, and a pattern that has them would read
+            the pairs for free. One block of 64, as the shipped patterns have; 0 is the paper's.
 
     Raises:
         ValueError: if a number is out of range.
@@ -48,7 +48,9 @@ class Recall(Task):
             keep_free=(keep_free, 0),
         )
         if num_queries is not None and not 1 <= num_queries <= num_pairs:
-            raise ValueError(f"num_queries={num_queries!r} must lie in [1, num_pairs={num_pairs}], or be None")
+            raise ValueError(
+                f"num_queries={num_queries!r} must lie in [1, num_pairs={num_pairs}], or be None"
+            )
         if not power > 0.0:
             raise ValueError(f"power={power!r} must be positive")
         self.num_pairs = num_pairs
