@@ -25,7 +25,9 @@ def draw(task, tokens, seed=0):
     return words_of(task, text), text
 
 
-@given(st.integers(1, 6), st.integers(0, 9), st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True))
+@given(
+    st.integers(1, 6), st.integers(0, 9), st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True)
+)
 def test_copy(num_tokens, keep_free, gaps):
     task = Copy([num_tokens + gap for gap in gaps], num_tokens, 3, 2, keep_free)
     tokens = keep_free + max(task.distances) + num_tokens
@@ -85,12 +87,13 @@ def test_needle(num_pairs, keep_free, more, several):
 )
 def test_recall(num_pairs, keep_free, more, power, fewer):
     num_queries = 1 if fewer else None
-    task = Recall(num_pairs, num_queries, 7, 8, 2, power, keep_free)
-    tokens = keep_free + 2 * num_pairs + 2 * (num_queries or num_pairs) + more
+    task = Recall([7, num_pairs], num_queries, 7, 8, 2, power, keep_free)
+    tokens = keep_free + 14 + 2 * (num_queries or 7) + more
     if not more:
         with pytest.raises(ValueError, match="choose a longer"):
             task.check_length(tokens - 1)
     words, text = draw(task, tokens, seed=more)
+    num_pairs = task.cells()[text.cell]["num_pairs"]
     assert all(word[0] == "f" for word in words[:keep_free])
     first = keep_free + 2 * num_pairs
     pairs = dict(zip(words[keep_free:first:2], words[keep_free + 1 : first : 2], strict=True))
@@ -106,7 +109,7 @@ def test_recall(num_pairs, keep_free, more, power, fewer):
 
 def test_the_power_says_where_queries_lie():
     def mean_place(power):
-        task = Recall(4, 1, keep_free=0, power=power)
+        task = Recall([4], 1, keep_free=0, power=power)
         texts = [task.text(np.random.default_rng(seed), 208) for seed in range(300)]
         return np.mean([(np.flatnonzero(text.answers)[0] - 9) / 200 for text in texts])
 
@@ -117,7 +120,7 @@ def test_the_power_says_where_queries_lie():
 
 
 def test_the_last_token_can_be_an_answer():
-    ends = [Recall(4, keep_free=0).text(np.random.default_rng(s), 31).answers[-1] for s in range(40)]
+    ends = [Recall([4], keep_free=0).text(np.random.default_rng(s), 31).answers[-1] for s in range(40)]
     assert any(ends)
 
 
@@ -131,9 +134,9 @@ def test_the_last_token_can_be_an_answer():
         (lambda: Needle([1.5]), r"depths=\[1.5\] must each lie in \[0, 1\]"),
         (lambda: Needle(num_pairs=9, num_keys=8), "num_keys=8 must be at least 9"),
         (lambda: Needle(keep_free=-1), "keep_free=-1 must be at least 0"),
-        (lambda: Recall(num_pairs=0), "num_pairs=0 must be at least 1"),
+        (lambda: Recall(num_pairs=[4, 0]), r"num_pairs=\[4, 0\] must each be at least 1"),
         (lambda: Recall(num_values=15), "num_values=15 must be at least 16"),
-        (lambda: Recall(num_queries=17), r"num_queries=17 must lie in \[1, num_pairs=16\]"),
+        (lambda: Recall(num_queries=3), r"num_queries=3 must lie in \[1, 2\]"),
         (lambda: Recall(power=0.0), "power=0.0 must be positive"),
     ],
 )
