@@ -1,6 +1,7 @@
 """Every shipped configuration file: composed, instantiated, and through one batch."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.positions import LEARNED_METHODS, ROTARY_METHODS
-from longspan.training.config import config_dir, instantiate
+from longspan.training.config import ConfigError, config_dir, instantiate
 from longspan.training.run import build
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))
@@ -21,6 +22,8 @@ NEEDED = {
     "data/text_files": ["data.corpus.files=[some.txt]"],
     "data/hub": ["data.corpus.path=some/name"],
     "tokenizer/huggingface": ["tokenizer.name_or_path=some/name"],
+    # The task's own vocabulary, as it chooses itself.
+    "tokenizer/task": ["data=recall"],
     # The fixture `compose` puts the folder of a tiny BERT here.
     "model/pretrained": ["model.name_or_path=PRETRAINED"],
     # The test machine need not have a GPU.
@@ -208,6 +211,43 @@ def test_a_batch_through_a_pretrained_model_with_every_position(compose, text_da
 @pytest.mark.parametrize("option", ["document_mask=true", "batch_size=3"])
 def test_a_batch_with_other_data_settings(compose, text_data, option):
     one_batch(compose("experiment=smoke", *text_data, f"data.{option}"))
+
+
+TASKS = {
+    "copy": ["data.seq_len=384"],
+    "needle": ["data.seq_len=512"],
+    "recall": [],
+    # The length of the Long Range Arena is none for a test; the grammar is the same.
+    "listops": ["data.corpus.min_length=20", "data.corpus.max_length=200"],
+}
+
+
+def test_the_tasks_are_the_data_that_bring_a_vocabulary():
+    texts = [
+        option
+        for option in OPTIONS["data"]
+        if "tokenizer" in (config_dir() / f"data/{option}.yaml").read_text()
+    ]
+    assert sorted(texts) == sorted(TASKS)
+
+
+@pytest.mark.parametrize(("objective", "model"), [("clm", "llama"), ("mlm", "modernbert")])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_of_every_task(compose, task, objective, model):
+    config = compose(
+        "experiment=smoke", f"data={task}", *TASKS[task], f"objective={objective}", f"model={model}"
+    )
+    assert config.tokenizer["_target_"] == "longspan.data.tasks.tokenizer_of"
+    vocabulary = instantiate(config.tokenizer).vocab_size
+    # A fresh model knows nothing of the words.
+    assert one_batch(config) == pytest.approx(math.log(vocabulary), abs=0.7)
+
+
+def test_a_task_takes_no_other_tokenizer_and_a_text_not_the_tasks(compose, text_data):
+    with pytest.raises(ConfigError, match="the task recall has a vocabulary of its own, tokenizer=task"):
+        build(compose("experiment=smoke", "data=recall", "tokenizer=bytes"))
+    with pytest.raises(ConfigError, match="tokenizer=task is the vocabulary of a synthetic task"):
+        build(compose("experiment=smoke", *text_data, "tokenizer=task"))
 
 
 def test_a_batch_of_the_default_corpus(compose):

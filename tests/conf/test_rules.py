@@ -1,5 +1,7 @@
 """What holds for the whole of conf/: composition, interpolation, and nothing but data in it."""
 
+import re
+
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -32,7 +34,7 @@ def test_the_swept_group_holds_patterns_alone():
 @pytest.mark.parametrize("file", FILES, ids=lambda path: str(path.relative_to(config_dir())))
 def test_no_logic_in_the_files(file):
     text = file.read_text()
-    assert "eval" not in text.replace("interval", "")
+    assert not re.search(r"\beval\b", text)
     document = yaml.safe_load(text)
     stack = [document]
     while stack:
