@@ -64,7 +64,9 @@ def batches(loader, count=None):
 def attach(data, rank=0, world_size=1, **options):
     """A trainer that says which process this is."""
     defaults = {"accumulate_grad_batches": 1, "max_steps": 20, "limit_train_batches": 1.0}
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, **{**defaults, **options})
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world_size, callbacks=[], **{**defaults, **options}
+    )
     return data
 
 

@@ -38,19 +38,20 @@ def collect_result(
 ) -> dict[str, Any]:
     """Return what a run reached, with everything that is needed to know what it was. Plain types throughout.
 
-    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of
-    wall time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a
-    token, `best_val_loss`, `perplexity`, `accuracy` (share of scored tokens), `bits_per_byte`,
-    `nats_per_byte`, `byte_entropy` (of all the held-out text, nats a byte) and `below_byte_entropy` (its difference to `nats_per_byte`, which is that
-    of the validated sequences); a figure that is not known is None. `steps`, `tokens`; `throughput`:
-    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `cost`, from the run's first start on: `flops`
-    and `dense_flops` (had every block been kept), `flops_per_step` and `dense_flops_per_step` (of the last
-    optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device whose peak is not known), `seconds`
-    (of training without validation), `split`: seconds of `data`, `forward`, `backward` and `optimizer` in
-    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `budget`:
-    None, or its `unit` ("tokens", "flops" or "seconds"), `limit` and what was `used` of it; `model`,
-    `positions` (how they were extended, or None), `objective`, `patterns`, `corpus`, `device`, `precision`,
-    `backend`, `versions`, `checkpoints`, `files`, `config`.
+    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of wall
+    time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a token,
+    `best_val_loss`, `perplexity`, `accuracy` (share of scored tokens), `bits_per_byte`, `nats_per_byte`,
+    `byte_entropy` (of all the held-out text, nats a byte) and `below_byte_entropy` (its difference to
+    `nats_per_byte`, which is that of the validated sequences); a figure that is not known is None. `steps`,
+    `tokens`; `throughput`: `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `cost`, from the run's
+    first start on: `flops` and `dense_flops` (had every block been kept), `flops_per_step` and
+    `dense_flops_per_step` (of the last optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device
+    whose peak is not known), `seconds` (of training without validation), `split`: seconds of `data`,
+    `forward`, `backward` and `optimizer` in an optimizer step, all as
+    `longspan.training.callbacks.throughput.Throughput` counts them; `budget`: None, or its `unit` ("tokens",
+    "flops" or "seconds"), `limit` and what was `used` of it; `model`, `positions` (how they were extended, or
+    None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`, `versions`, `checkpoints`,
+    `files`, `config`.
     """
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     bits = logged.get("val/bits_per_byte")
