@@ -263,7 +263,7 @@ def test_jobs_beside_each_other(command, tmp_path, monkeypatch, one_by_one, opti
     monkeypatch.setattr(devices, "visible_gpus", lambda accelerator="auto": ["6", "GPU-b"])
     arguments = ["-m", *TINY, *SHORT, option, "sparsity=bigbird,dense"]
     if extra == "ray":
-        # Ray gives out devices itself, and finds none here. A cluster's token would lie in the home directory.
+        # Ray gives out devices itself, and finds none here. A token would lie in the home directory.
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         arguments += ["hydra.launcher.ray.remote.num_gpus=0", "+hydra.launcher.ray.init.num_cpus=2"]
