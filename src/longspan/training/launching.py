@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from longspan.training import devices
 from longspan.training.config import ConfigError
@@ -169,7 +169,8 @@ def _where(sweep_dir: Path) -> str:
 
 
 def _folder_name(config: DictConfig, number: int) -> str:
-    with open_dict(config):
+    # The launcher makes the configuration of the job anew.
+    with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.job.num = number
         config.hydra.job.id = str(number)
     before = HydraConfig.instance().cfg

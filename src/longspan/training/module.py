@@ -100,6 +100,8 @@ class LongspanModule(pl.LightningModule):
         # Input tokens of all complete optimizer steps, of all processes; and those of the step under way.
         self.tokens_seen = 0
         self._tokens_under_way = 0
+        # In nats a token, of the last step before the checkpoint that a run goes on from.
+        self.loss_before: float | None = None
         self._validation_sums: Tensor | None = None
         self._validation_bytes_known = True
 
@@ -229,12 +231,15 @@ class LongspanModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of tokens seen."""
+        """Keep the number of tokens seen, and the loss of the last step, which a finished run ends with."""
         checkpoint["tokens_seen"] = self.tokens_seen
+        loss = self.trainer.callback_metrics.get("train/loss")
+        checkpoint["train_loss"] = None if loss is None else float(loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the number of tokens seen."""
+        """Take up the number of tokens seen, and the loss of the last step."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
+        self.loss_before = checkpoint.get("train_loss")
 
 
 def validation_metrics(nats: float, tokens: float, num_bytes: float | None) -> dict[str, float]:

@@ -39,7 +39,7 @@ def collect_result(
     """Return what a run reached, with everything that is needed to know what it was. Plain types throughout.
 
     The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of wall
-    time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a token,
+    time), `output_dir`; `metrics`: `train_loss` (of the last step) and `val_loss` in nats a token,
     `best_val_loss`, `perplexity`, `accuracy` (share of scored tokens), `bits_per_byte`, `nats_per_byte`,
     `byte_entropy` (of all the held-out text, nats a byte) and `below_byte_entropy` (its difference to
     `nats_per_byte`, which is that of the validated sequences); a figure that is not known is None. `steps`,
@@ -80,7 +80,7 @@ def collect_result(
         "seconds": seconds,
         "output_dir": facts.output_dir,
         "metrics": {
-            "train_loss": logged.get("train/loss"),
+            "train_loss": logged.get("train/loss", module.loss_before),
             "val_loss": logged.get("val/loss"),
             "best_val_loss": best_loss,
             "perplexity": logged.get("val/perplexity"),

@@ -103,17 +103,17 @@ def train(
         print(f"Going on from {checkpoint}")
     keep_metrics_until(checkpoint, output_dir, loggers)
     describe_start(loggers, facts, settings, module.model, sweep_name())
-    interrupted = not fit(trainer, module, data, checkpoint)
-    if own and not interrupted:
+    interrupted = fit(trainer, module, data, checkpoint)
+    if own and interrupted is None:
         validate_if_missing(trainer, module, data)
     result = collect_result(facts, trainer, module, time.perf_counter() - started, settings)
     write_result(result, output_dir)
     describe_end(loggers, result)
     print_report(end_report(result))
     close_loggers(loggers)
-    if interrupted:
-        # As a shell says of a command that Ctrl-C ended; a sweep ends with it.
-        sys.exit(130)
+    if interrupted is not None:
+        # A sweep ends with it.
+        sys.exit(interrupted)
     return result
 
 
@@ -258,8 +258,8 @@ def keep_metrics_until(checkpoint: Path | None, output_dir: Path, loggers: Seque
             logger.keep_until(steps)
 
 
-def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoint: Path | None) -> bool:
-    """Train; gives False where the user interrupted it.
+def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoint: Path | None) -> int | None:
+    """Train; gives None, or the status to exit with where it was interrupted.
 
     Raises ConfigError where the checkpoint is of another model.
     """
@@ -268,14 +268,15 @@ def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoin
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
-    except SystemExit:
-        # Lightning's end of Ctrl-C, after its callbacks have saved what there is.
-        return False
+    except SystemExit as stop:
+        # Lightning's end of Ctrl-C, after its callbacks have saved what there is: 130, as a shell says of such
+        # a command. Submitit ends a job that it has queued again, and knows it by a status of its own.
+        return 130 if stop.code in (None, 0, 1) else int(stop.code)
     except RuntimeError as error:
         if checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise ConfigError(f"{checkpoint} is of another model than this configuration's: {error}") from error
-    return True
+    return None
 
 
 def run_name(config: DictConfig, module: LongspanModule, pattern: SparsityConfig) -> str:
