@@ -322,7 +322,7 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _log(
-    pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], **options: bool
+    pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], **options: Any
 ) -> None:
     """Log the figures that are known."""
     for name, value in figures.items():
