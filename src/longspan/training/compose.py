@@ -1,4 +1,4 @@
-"""The configuration of a run for a command that starts none: the same files, overrides and schemas as train.py.
+"""The configuration of a run, for a command that starts none: the files, overrides and schemas of train.py.
 
 Beside the command line itself this is the one place that knows Hydra.
 """
@@ -20,8 +20,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """The configuration that ``train.py`` would run with these overrides.
 
     Raises:
-        ConfigError: an unknown key, option or value, with the allowed ones; a sweep (``sparsity=a,b``); a flag
-            of Hydra's.
+        ConfigError: an unknown key, option or value, with the allowed ones; a sweep (``sparsity=a,b``); a
+            flag of Hydra's.
 
     """
     if flags := [one for one in overrides if one.startswith("-")]:
