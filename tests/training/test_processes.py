@@ -16,7 +16,9 @@ import torch
 spec = importlib.util.spec_from_file_location("tiny", {conftest!r})
 tiny = importlib.util.module_from_spec(spec); spec.loader.exec_module(tiny)
 import lightning.pytorch as pl
+from longspan.analysis.flops import Flops
 from longspan.training.callbacks.evaluation import Evaluation
+from longspan.training.callbacks.throughput import Throughput
 
 class Share(tiny.TinyData):
     # Other sequences, and another number of them, in each process; the global generators differ too.
@@ -35,18 +37,26 @@ class Copy(pl.Callback):
         if trainer.global_step == 3:
             trainer.save_checkpoint("third.ckpt", weights_only=False)
 
+class Uneven(Throughput):
+    # The scored positions of the processes, and so their FLOPs, may differ.
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if trainer.global_rank:
+            self._total = Flops(0, 0)
+        super().on_validation_epoch_end(trainer, pl_module)
+
 def run(name, ckpt_path=None, callbacks=()):
     run = tiny.Run(Path(name), Share(), callbacks=callbacks, max_steps=6, strategy="ddp", devices=2)
     run.fit(ckpt_path)
     return run
 
-whole = run("whole", callbacks=[Copy(), Evaluation("whole", position_buckets=8)])
+whole = run("whole", callbacks=[Copy(), Evaluation("whole", position_buckets=8), Uneven()])
 resumed = run("resumed", "third.ckpt")
 if whole.trainer.is_global_zero:
     facts = {{
         "same": all(torch.equal(resumed.weights[name], value) for name, value in whole.weights.items()),
         "loss": [whole.val_loss, resumed.val_loss],
         "bits": float(whole.trainer.callback_metrics["val/bits_per_byte"]),
+        "flops": float(whole.trainer.callback_metrics["cost/flops"]),
         "tokens": [whole.module.tokens_seen, resumed.module.tokens_seen],
     }}
     whole.model.eval()
@@ -94,3 +104,6 @@ def test_two_processes(tmp_path):
     assert facts["same"]
     assert facts["loss"][0] == facts["loss"][1]
     assert facts["tokens"] == [6 * 2 * 16, 6 * 2 * 16]
+    # Of both processes, twice those of the first; two layers of 8 x 8 and 8 x 11, forward and backward.
+    assert facts["flops"] == 6 * 2 * 6 * (64 + 88) * 16
+    assert "recommended to use" not in done.stderr

@@ -279,7 +279,9 @@ class Throughput(pl.Callback):
         if self._total is not None:
             so_far = _add(self._total, self._under_way)
             figures |= {"flops": float(so_far.total), "dense_flops": float(so_far.dense)}
-        _log(pl_module, "cost", figures, sync_dist=not trainer.training and trainer.world_size > 1)
+        # Of this process, as the rows of training are: no mean over processes, nor a warning that it is none.
+        own = not trainer.training and trainer.world_size > 1
+        _log(pl_module, "cost", figures, sync_dist=own, rank_zero_only=own)
 
     def _log_speed(self, pl_module: pl.LightningModule) -> None:
         if not self._window:
@@ -320,9 +322,9 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _log(
-    pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], sync_dist: bool = False
+    pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], **options: Any
 ) -> None:
     """Log the figures that are known."""
     for name, value in figures.items():
         if value is not None:
-            pl_module.log(f"{group}/{name}", value, batch_size=1, sync_dist=sync_dist)
+            pl_module.log(f"{group}/{name}", value, batch_size=1, **options)
