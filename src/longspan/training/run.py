@@ -263,8 +263,8 @@ def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoin
     try:
         trainer.fit(module, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
     except SystemExit as stop:
-        # Lightning's end of Ctrl-C, after its callbacks have saved what there is: 130, as a shell says of such
-        # a command. Submitit ends a job that it has queued again, and knows it by a status of its own.
+        # Lightning's end of Ctrl-C, after its callbacks have saved what there is: 130, as a shell says of
+        # such a command. Submitit ends a job that it has queued again, and knows it by a status of its own.
         return 130 if stop.code in (None, 0, 1) else int(stop.code)
     except RuntimeError as error:
         if checkpoint is None or "loading state_dict" not in str(error):
