@@ -216,6 +216,6 @@ def test_from_the_shipped_configuration(tmp_path):
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         overrides = ["callbacks=rotary_schedule", *given, stages, f"output_dir={tmp_path}"]
         made = instantiate(hydra.compose(schemas.PRIMARY, overrides=overrides).callbacks)
-    assert list(made) == ["best", "last", "throughput", "progress", "rotary_schedule"]
+    assert list(made) == ["best", "last", "throughput", "evaluation", "progress", "rotary_schedule"]
     assert made["rotary_schedule"].max_positions == [128, 256]
     assert made["rotary_schedule"].options == [{"beta_fast": 8.0, "beta_slow": 2.0}, {"beta_fast": 16.0}]
