@@ -110,7 +110,7 @@ def test_dense_is_said_to_be_faster_only_where_it_was_measured():
     small = LocalSlidingWindowSparsityConfig(
         num_heads=1, block=16, num_sliding_window_blocks=127, attention="unidirectional"
     )
-    (sentence,) = start_warnings([small], 1024, head_dim=64, **hopper)
+    (sentence,) = start_warnings([small], 1024, head_dim=128, **hopper)
     assert "extrapolated from patterns that keep up to 25%" in sentence
 
 
