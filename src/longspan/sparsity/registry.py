@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from types import MappingProxyType
 from typing import Any
 
+from longspan.sparsity import custom
+from longspan.sparsity.a_shape import AShapeSparsityConfig
+from longspan.sparsity.attention_sinks import AttentionSinksSparsityConfig
 from longspan.sparsity.base import SparsityConfig
 from longspan.sparsity.bigbird import BigBirdSparsityConfig
 from longspan.sparsity.bslongformer import BSLongformerSparsityConfig
+from longspan.sparsity.combined import (
+    DifferenceSparsityConfig,
+    IntersectionSparsityConfig,
+    UnionSparsityConfig,
+)
 from longspan.sparsity.dense import DenseSparsityConfig
+from longspan.sparsity.dilated import DilatedSparsityConfig
 from longspan.sparsity.fixed import FixedSparsityConfig
+from longspan.sparsity.hierarchical import HierarchicalSparsityConfig
 from longspan.sparsity.local_sliding_window import LocalSlidingWindowSparsityConfig
+from longspan.sparsity.random import RandomSparsityConfig
+from longspan.sparsity.strided import StridedSparsityConfig
 from longspan.sparsity.variable import VariableSparsityConfig
+from longspan.sparsity.vertical_slash import VerticalSlashSparsityConfig
 
 _patterns: dict[str, type[SparsityConfig]] = {
     cls.name: cls
@@ -24,6 +37,16 @@ _patterns: dict[str, type[SparsityConfig]] = {
         BigBirdSparsityConfig,
         BSLongformerSparsityConfig,
         LocalSlidingWindowSparsityConfig,
+        StridedSparsityConfig,
+        DilatedSparsityConfig,
+        AttentionSinksSparsityConfig,
+        AShapeSparsityConfig,
+        VerticalSlashSparsityConfig,
+        RandomSparsityConfig,
+        HierarchicalSparsityConfig,
+        UnionSparsityConfig,
+        IntersectionSparsityConfig,
+        DifferenceSparsityConfig,
     )
 }
 
@@ -57,9 +80,12 @@ def arguments(cls: type[SparsityConfig]) -> tuple[str, ...]:
 def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
     """Make a pattern from ``{"name": ..., argument: value, ...}``; the inverse of ``SparsityConfig.to_dict``.
 
+    A value that is such a dictionary itself becomes a pattern, in lists too. A name that is not registered is
+    looked for among the patterns of one's own; see `longspan.sparsity.custom`.
+
     Raises:
-        ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` is
-            missing, or a value is out of its range.
+        ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` or
+            another argument without a default is missing, or a value is out of its range.
 
     """
     if not isinstance(values, Mapping):
@@ -67,16 +93,32 @@ def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
     rest = {str(key): value for key, value in values.items()}
     name = rest.pop("name", None)
     if name not in _patterns:
-        raise ValueError(f"name must be one of {', '.join(_patterns)}, got {name!r}")
-    return build(_patterns[name], rest)
+        cls = custom.find(name)
+        if cls is None:
+            known = ", ".join(_patterns)
+            raise ValueError(f"name must be one of {known}, got {name!r}; {custom.where(name)}")
+        register(str(name), cls)
+    return build(_patterns[name], {key: _made(key, value) for key, value in rest.items()})
+
+
+def _made(where: str, value: Any) -> Any:
+    """Make the patterns that an argument's value holds as dictionaries."""
+    if isinstance(value, list | tuple):
+        return type(value)(_made(f"{where}[{n}]", item) for n, item in enumerate(value))
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return from_dict(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfig:
     """Make a pattern of one class, with clear errors for unknown and missing arguments.
 
     Raises:
-        ValueError: a key is no argument of the pattern, ``num_heads`` is missing, or a value is out of its
-            range.
+        ValueError: a key is no argument of the pattern, ``num_heads`` or another argument without a default
+            is missing, or a value is out of its range.
 
     """
     allowed = arguments(cls)
@@ -85,6 +127,11 @@ def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfi
         raise ValueError(
             f"{cls.name} has no argument {', '.join(map(repr, unknown))}; allowed are {', '.join(allowed)}"
         )
-    if "num_heads" not in values:
-        raise ValueError(f"{cls.name} needs num_heads, got only {', '.join(values) or 'nothing'}")
+    needed = [field.name for field in fields(cls) if field.init and _is_required(field)]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{cls.name} needs {', '.join(missing)}, got only {', '.join(values) or 'nothing'}")
     return cls(**values)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
