@@ -17,7 +17,7 @@ from longspan.analysis.comparison.statistics import LEVEL, estimate
 # Points of a curve to draw.
 _POINTS = 200
 # The first part of a run falls so far that nothing else could be told apart; it is cut off above.
-_SHOWN_FROM = 0.25
+_SHOWN_FROM = 0.35
 _TITLES = {"tokens": "training tokens", "seconds": "time of training"}
 
 
@@ -121,7 +121,7 @@ def _panel(
                 color=look.colour(),
                 y=alt.Y("low:Q", scale=y_scale, title=f"{name} (nats/token)"),
                 y2="high:Q",
-                opacity=panels.opacity(0.12),
+                opacity=panels.band_opacity(),
             )
         )
     layers.append(

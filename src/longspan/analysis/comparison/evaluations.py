@@ -91,7 +91,7 @@ def _panel(setting: Setting, kind: str, value: str, look: Look) -> alt.LayerChar
             alt.Chart(panels.data(banded))
             .mark_area(clip=True)
             .encode(x=x, y=alt.Y("low:Q", scale=y_scale, title=title), y2="high:Q", color=look.colour(),
-                    opacity=panels.opacity(0.12))  # fmt: skip
+                    opacity=panels.band_opacity())  # fmt: skip
         )
     base = alt.Chart(panels.data(rows)).encode(
         x=x, y=alt.Y("y:Q", scale=y_scale, axis=alt.Axis(title=title)), color=look.colour()

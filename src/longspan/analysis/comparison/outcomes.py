@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from longspan.analysis.comparison import panels
-from longspan.analysis.comparison.label_places import beside_points
+from longspan.analysis.comparison.label_places import Box, beside_points, text_width
 from longspan.analysis.comparison.panels import Figure, Look
 from longspan.analysis.comparison.quantities import Quantity, qualities, quantities
 from longspan.analysis.comparison.series import Series, Setting
@@ -18,6 +18,8 @@ from longspan.analysis.comparison.tables import difference
 COSTS = ("density", "tokens_per_second", "peak_memory")
 # The interval of two runs is 13 times as wide as they are apart: it would be all that one sees.
 _LEAST_FOR_AN_INTERVAL = 3
+# Pixels between a point and its label from which a line joins them.
+_LED_FROM = 14.0
 
 
 def tradeoffs(setting: Setting, look: Look) -> list[Figure]:
@@ -103,6 +105,13 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
             x=x, y=y, color=look.colour(), shape=look.shape(), tooltip=tooltip, opacity=panels.opacity(1.0)
         )
     )
+    led = [row for row in means if "led" in row]
+    if led:
+        layers.append(
+            alt.Chart(panels.data(led))
+            .mark_rule(strokeWidth=1)
+            .encode(x=x, y=y, x2="lead_x:Q", y2="label_y:Q", color=look.colour(), opacity=panels.opacity(0.6))
+        )
     layers.append(
         of_means.mark_text(align="left", baseline="middle").encode(
             x=alt.X("label_x:Q", scale=panels.scale(x_ends, wide)),
@@ -142,11 +151,34 @@ def _place_labels(
     back = math.exp if wide else float
     left, right = straight(x_ends[0]), straight(x_ends[1])
     per_x, per_y = (right - left) / panels.WIDTH, (y_ends[1] - y_ends[0]) / panels.HEIGHT
-    points = [((straight(row["x"]) - left) / per_x, (y_ends[1] - row["y"]) / per_y) for row in means]
-    places = beside_points(points, [row["series"] for row in means], panels.WIDTH, panels.HEIGHT)
-    for row, (across, down) in zip(means, places, strict=True):
-        row["label_x"] = back(left + across * per_x)
-        row["label_y"] = y_ends[1] - down * per_y
+
+    def across(value: float) -> float:
+        return (straight(value) - left) / per_x
+
+    def down(value: float) -> float:
+        return (y_ends[1] - value) / per_y
+
+    points = [(across(row["x"]), down(row["y"])) for row in means]
+    intervals = [
+        Box(x - 1, down(row["y_high"]), x + 1, down(row["y_low"]))
+        for row, (x, _) in zip(means, points, strict=True)
+        if "y_low" in row
+    ] + [
+        Box(across(row["x_low"]), y - 1, across(row["x_high"]), y + 1)
+        for row, (_, y) in zip(means, points, strict=True)
+        if "x_low" in row
+    ]
+    labels = [row["series"] for row in means]
+    places = beside_points(points, labels, panels.WIDTH, panels.HEIGHT, intervals)
+    for row, (x, y), (point_x, point_y) in zip(means, places, points, strict=True):
+        row["label_x"] = back(left + x * per_x)
+        row["label_y"] = y_ends[1] - y * per_y
+        # A line leads from a point to a label that stands away from it, to the label's nearest end.
+        size = text_width(row["series"])
+        end = min(max(point_x, x - 2), x + size + 2)
+        if math.hypot(end - point_x, y - point_y) > _LED_FROM:
+            row["led"] = True
+            row["lead_x"] = back(left + end * per_x)
 
 
 def differences(setting: Setting, look: Look, baseline: Series | None) -> Figure | None:

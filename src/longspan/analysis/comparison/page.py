@@ -29,6 +29,7 @@ from longspan.analysis.comparison.tables import (
     differences_table,
     results_table,
     runs_table,
+    settings_table,
 )
 from longspan.sparsity import from_dict
 
@@ -47,6 +48,7 @@ class Section:
     pairs: list[TextTable]
     figures: list[Figure]
     pictures: list[tuple[str, str]]
+    configurations: TextTable
 
 
 def write_page(
@@ -101,7 +103,7 @@ def render(
         labels=look.labels,
         colours={theme: palette.colours(look.labels, theme, look.baseline) for theme in themes},
         runs=sum(len(setting.runs) for setting in settings),
-        configurations=configuration_table(settings),
+        between=settings_table(settings),
         run_list=runs_table(settings),
         unfinished=unfinished,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -130,6 +132,7 @@ def _section(setting: Setting, look: Look, baseline: Series | None) -> Section:
         pairs=[differences_table(setting, quality) for quality in qualities(setting)] if several else [],
         figures=[figure for figure in figures if figure is not None],
         pictures=pictures,
+        configurations=configuration_table(setting),
     )
 
 

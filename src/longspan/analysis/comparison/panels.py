@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
+from PIL import Image
 
 from longspan.analysis.comparison import palette
 
-WIDTH, HEIGHT = 330, 270
+WIDTH, HEIGHT = 296, 260
 # Of the Vega-Lite that altair writes; the page brings along the scripts of this version.
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 # From this on, figures use a logarithmic axis.
@@ -68,6 +70,17 @@ def opacity(full: float) -> Any:
     return alt.condition("focus == '' || focus == datum.series", alt.value(full), alt.value(full * _FAINT))
 
 
+def band_opacity() -> Any:
+    """Encode the opacity of a confidence band: several over each other are faint, the one in focus is not."""
+    return {
+        "condition": [
+            {"test": "focus == ''", "value": 0.07},
+            {"test": "focus == datum.series", "value": 0.25},
+        ],
+        "value": 0.0,
+    }
+
+
 def data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
     """Rows as the data of a layer."""
     return alt.InlineData(values=list(rows))
@@ -90,8 +103,9 @@ def is_wide(values: Sequence[float]) -> bool:
 
 def scale(ends: tuple[float, float], logarithmic: bool = False) -> alt.Scale:
     """A scale that ends where it is told to."""
-    kind = "log" if logarithmic else "linear"
-    return alt.Scale(domain=list(ends), type=kind, nice=False, zero=False)  # type: ignore[arg-type]
+    if logarithmic:
+        return alt.Scale(domain=list(ends), type="log", nice=False)
+    return alt.Scale(domain=list(ends), nice=False, zero=False)
 
 
 def specification(chart: Any, look: Look, theme: str | None = None) -> dict[str, Any]:
@@ -111,7 +125,9 @@ def write_png(figure: Figure, look: Look, title: str, path: Path) -> None:
         title=alt.TitleParams(f"{figure.title}: {title}", subtitle=_lines(figure.caption), offset=14)
     )
     made = specification(chart, look, "light")
-    path.write_bytes(vl_convert.vegalite_to_png(made, vl_version=VEGA_LITE, scale=2))
+    drawn = Image.open(BytesIO(vl_convert.vegalite_to_png(made, vl_version=VEGA_LITE, scale=2)))
+    # Few colours: a palette of them takes a fifth of the space.
+    drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def scripts() -> str:

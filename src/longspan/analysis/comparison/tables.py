@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longspan.analysis.comparison.configurations import differing, facts
+from longspan.analysis.comparison.configurations import PATTERN_GROUPS, differing, facts
 from longspan.analysis.comparison.quantities import Quantity, qualities, quantities
 from longspan.analysis.comparison.runs import Run
 from longspan.analysis.comparison.series import Series, Setting
@@ -81,16 +81,27 @@ def _difference_text(quantity: Quantity, found: Estimate | None) -> str:
     return quantity.write_estimate(found, sign=True) + ("*" if found.excludes_zero else "")
 
 
-def configuration_table(settings: Sequence[Setting]) -> TextTable:
-    """The keys and facts whose values differ between series, and the values: a column a series."""
-    columns = [(setting, one) for setting in settings for one in setting.series]
-    several = len(settings) > 1
-    configurations = [one.settings for _, one in columns]
-    told = [_shared_facts(list(one.runs.values())) for _, one in columns]
-    rows = [(key, *(one.get(key, "–") for one in configurations)) for key in differing(configurations)]
-    rows += [(key, *(one.get(key, "–") for one in told)) for key in differing(told)]
-    names = [f"{one.label} ({setting.key})" if several else one.label for setting, one in columns]
-    return TextTable(("key", *names), tuple(rows), 0)
+def configuration_table(setting: Setting) -> TextTable:
+    """The keys and facts whose values differ between the series of a setting: a column a series."""
+    columns = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
+    rows = [(key, *(_short(one.get(key, "–")) for one in columns)) for key in differing(columns)]
+    return TextTable(("key", *(one.label for one in setting.series)), tuple(rows), 0)
+
+
+def settings_table(settings: Sequence[Setting]) -> TextTable:
+    """The keys and facts that differ between settings, each the same within its setting: a column a setting."""
+    columns = []
+    for setting in settings:
+        series = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
+        within = set(differing(series))
+        columns.append({key: value for one in series for key, value in one.items() if key not in within})
+    shared = set.intersection(*(set(one) for one in columns))
+    rows = [
+        (key, *(_short(one[key]) for one in columns))
+        for key in differing(columns)
+        if key in shared and key.partition(".")[0] not in PATTERN_GROUPS
+    ]
+    return TextTable(("key", *(setting.title for setting in settings)), tuple(rows), 0)
 
 
 def runs_table(settings: Sequence[Setting]) -> TextTable:
@@ -120,6 +131,11 @@ def _shared_facts(runs: Sequence[Run]) -> dict[str, str]:
     all_facts = [facts(run) for run in runs]
     keys = dict.fromkeys(key for one in all_facts for key in one)
     return {key: ", ".join(dict.fromkeys(one.get(key, "–") for one in all_facts)) for key in keys}
+
+
+def _short(value: str) -> str:
+    """Of the import path of a class, its name."""
+    return value.rpartition(".")[2] if value.startswith("longspan.") else value
 
 
 def _best(quantity: Quantity, found: Sequence[Estimate | None]) -> int | None:
