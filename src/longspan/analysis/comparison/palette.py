@@ -10,7 +10,7 @@ LIGHT = (
     "#3f90da", "#e76300", "#832db6", "#ffa90e", "#bd1f01", "#92dadd", "#a96b59", "#b9ac70", "#717581", "#94a4a2",
 )  # fmt: skip
 DARK = (
-    "#5aa5ea", "#f0772b", "#b07be0", "#ffbd45", "#e2604a", "#92dadd", "#c79483", "#c9be8b", "#8d92a0", "#b3c0be",
+    "#5aa5ea", "#f0772b", "#b07be0", "#ffbd45", "#ff6b8b", "#92dadd", "#c79483", "#c9be8b", "#8d92a0", "#b3c0be",
 )  # fmt: skip
 # What everything is measured by stands in the colour of the text.
 BASELINE = {"light": "#1f2328", "dark": "#f0f3f6"}
