@@ -13,25 +13,45 @@ if TYPE_CHECKING:
     from longspan_kernels.layout import BlockLayout
 
 
-def kept_pairs(layout: BlockLayout, q_len: int, k_len: int) -> int:
-    """Count the pairs of one sequence through all heads; those above the diagonal only if not ``causal``."""
+def kept_pairs(
+    layout: BlockLayout, q_len: int, k_len: int, left: int | None = None, right: int | None = None
+) -> int:
+    """Count the pairs of one sequence through all heads; those above the diagonal only if not ``causal``.
+
+    Args:
+        layout: the kept blocks, covering ``q_len`` and ``k_len``.
+        q_len: number of queries.
+        k_len: number of keys.
+        left: count only keys at most so many tokens before the query's position; None for no bound.
+        right: and at most so many after it; None for no bound.
+
+    """
+    if layout.causal:
+        right = 0 if right is None else min(right, 0)
     layout_row = csr.rows_of(layout.row_offsets)
     row = layout_row % max(1, layout.q_blocks)
     first_key = layout.columns.long() * layout.block
     keys = (k_len - first_key).clamp(max=layout.block)
     start = (row * layout.block - layout.lead).clamp(min=0)
     stop = ((row + 1) * layout.block - layout.lead).clamp(max=q_len)
-    if layout.causal:
-        # Query i sees clamp(i + 1 + offset, 0, keys) keys of the block; the sum over i in closed form.
-        offset = k_len - q_len - first_key
+    # Query i stands i + offset tokens after the first key of the block.
+    offset = k_len - q_len - first_key
+
+    def from_distance(distance: int) -> Tensor:
+        """Pairs whose key stands at least so many tokens before the query's position.
+
+        Query i has clamp(i + 1 + offset - distance, 0, keys) of them; the sum over i in closed form.
+        """
 
         def seen(last: Tensor) -> Tensor:  # sum of clamp(t, 0, keys) over t <= last
             inside = last.clamp(min=0).minimum(keys)
             return inside * (inside + 1) // 2 + (last - keys).clamp(min=0) * keys
 
-        pairs = seen(stop + offset) - seen(start + offset)
-    else:
-        pairs = (stop - start) * keys
+        return seen(stop + offset - distance) - seen(start + offset - distance)
+
+    pairs = (stop - start) * keys if right is None else from_distance(-right)
+    if left is not None:
+        pairs = pairs - from_distance(left + 1)
     per_layout = torch.zeros(layout.layouts, dtype=torch.int64)
     per_layout.index_add_(0, layout_row // max(1, layout.q_blocks), pairs)
     return int(per_layout[layout.head_layouts.long()].sum())

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -152,6 +153,14 @@ def test_result(tmp_path, finished):
     assert result["files"]["metrics"] == str(tmp_path / "metrics.csv")
     assert result["throughput"]["tokens_per_second"] > 0
     assert result["throughput"]["peak_memory_bytes"] > 2**20
+    # Two layers of 8 x 8 and 8 x 11, 32 tokens a step.
+    assert result["cost"]["flops_per_step"] == 6 * (64 + 88) * 32
+    assert result["cost"]["flops"] == result["cost"]["dense_flops"] == 12 * 6 * (64 + 88) * 32
+    assert result["cost"]["mfu"] is None
+    assert 0 < result["cost"]["seconds"] < 61
+    assert sum(result["cost"]["split"].values()) == pytest.approx(
+        result["throughput"]["step_seconds"], rel=0.5
+    )
     assert result["versions"]["torch"] == torch.__version__
 
 
@@ -174,6 +183,25 @@ def test_end_report(tmp_path, finished):
     assert run.last in line_of(text, "last checkpoint")
     assert str(tmp_path / "checkpoints" / "best.ckpt") in line_of(text, "best checkpoint")
     assert str(tmp_path / "metrics.csv") in line_of(text, "metrics")
+    assert re.search(r"[\d.]+ ms: data [\d.]+ ms, forward [\d.]+ ms, ", line_of(text, "a step"))
+    assert "3.502e+05; dense attention 3.502e+05, 1.00 times" in line_of(text, "FLOPs")
+    assert "MFU" not in text
+
+
+def test_end_report_of_a_known_device(finished):
+    _, result = finished
+    cost = {**result["cost"], "flops": 4e15, "dense_flops": 1e16, "mfu": 0.123, "dense_mfu": 0.3075}
+    text = text_of(end_report({**result, "cost": cost}))
+    assert "4e+15; dense attention 1e+16, 2.50 times" in line_of(text, "FLOPs")
+    assert "12.3% of the dense peak; counted as dense attention 30.8%" in line_of(text, "MFU")
+
+
+def test_a_run_whose_cost_is_not_measured(tmp_path, make_run):
+    run = make_run(tmp_path, max_steps=1).fit()
+    result = collect_result(facts_of(run, tmp_path), run.trainer, run.module, 1.0)
+    assert result["cost"]["flops"] is None
+    assert result["cost"]["seconds"] is None
+    assert "FLOPs" not in text_of(end_report(result))
 
 
 def test_an_interrupted_run_is_reported(tmp_path, make_run):

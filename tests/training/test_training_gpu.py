@@ -10,6 +10,7 @@ from torch import nn
 
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.optim import AdamW
+from longspan.training.peak_rates import device_peak_rate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,3 +53,26 @@ def test_fused_and_memory(tmp_path, make_run):
     assert all(group["fused"] for group in run.trainer.optimizers[0].param_groups)
     assert 0 < float(run.trainer.callback_metrics["train/peak_memory_bytes"]) < 2**28
     assert measure.tokens_per_second > 0
+    # The device's own times, read of every step though none was waited for.
+    assert len(measure._window) == 11
+    assert all(part >= 0 for part in measure.split.values())
+    assert 0 < sum(measure.split.values()) < 1.5 * measure.step_seconds
+    assert 11 * measure.step_seconds < 3 * measure.seconds
+    peak = device_peak_rate(torch.device("cuda", 0), "32-true")
+    assert (measure.mfu is None) == (peak is None)
+    if peak is not None:
+        # The tiny model leaves the device idle.
+        assert 0 < measure.mfu == measure.dense_mfu < 0.01
+
+
+def test_the_times_of_a_step_are_the_devices(tmp_path, make_run):
+    """Work that the host does not wait for counts in the phase whose work it is."""
+
+    class Work(pl.Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            torch.cuda._sleep(20_000_000)  # clock cycles: 10 ms at 2 GHz
+
+    measure = Throughput(skip=2)
+    make_run(tmp_path, callbacks=[Work(), measure], **CUDA).fit()
+    assert measure.split["forward"] > 5e-3 > measure.split["backward"]
+    assert measure.step_seconds == pytest.approx(sum(measure.split.values()), rel=0.3)

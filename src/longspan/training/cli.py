@@ -19,7 +19,6 @@ from longspan.training import schemas
 from longspan.training.checkpoints import NAMES
 from longspan.training.config import ConfigError, config_dir
 from longspan.training.errors import allowed_keys, describe
-from longspan.training.sweep import record_failure
 
 USER_ERRORS = (ConfigError, CompactHydraException, HydraException, OmegaConfBaseException)
 
@@ -47,6 +46,9 @@ def main() -> None:
             schemas.register()
             refuse_additions(arguments.overrides, config_name=arguments.config_name or schemas.PRIMARY)
             if arguments.multirun:
+                from longspan.training import launching
+
+                launching.register()
                 refuse_last_in_a_sweep(arguments.overrides)
         command = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=schemas.PRIMARY)(
             job
@@ -70,23 +72,23 @@ def job(config: DictConfig) -> float | None:
 
     In a sweep a job that fails is recorded for the closing table and the others go on.
     """
-    from longspan.training.run import train
-
     hydra_config = HydraConfig.get()
     # As written: an interpolation among them means the run's configuration, not Hydra's.
     overrides = [str(one) for one in OmegaConf.to_container(hydra_config.overrides.task) or ()]
     if hydra_config.mode == RunMode.RUN:
+        from longspan.training.run import train
+
         # A new run has a new folder, so the last checkpoint lies in one beside it.
         runs_dir = Path(config.output_dir).parent
         try:
+            if config.sweep is not None:
+                raise ConfigError(f"sweep={config.sweep} names the folder of a sweep: add -m")
             return train(config, overrides, runs_dir=runs_dir)["metrics"]["val_loss"]
         except USER_ERRORS as error:
             raise Mistake(error) from error
-    try:
-        return train(config, overrides)["metrics"]["val_loss"]
-    except Exception as error:
-        record_failure(config.output_dir, error)
-        return None
+    from longspan.training.launching import train_job
+
+    return train_job(config, overrides)
 
 
 def refuse_additions(overrides: list[str], config_name: str = schemas.PRIMARY) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,43 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
 
 # `${heads_of:name}` is the number of heads of a pretrained model, which stands in its own config.json.
 OmegaConf.register_new_resolver("heads_of", num_heads_of, replace=True)
+
+
+def _sweep_folder(name: str | None, otherwise: str) -> str:
+    """The name of a sweep's folder, for `${sweep_folder:…}`."""
+    if name is None:
+        return otherwise
+    if not re.fullmatch(r"\w[\w.=+-]*", str(name)):
+        raise ValueError(f"sweep={name} must be the name of a folder: letters, digits and any of _ . = + -")
+    return str(name)
+
+
+def _jobs_at_once(accelerator: str) -> int:
+    """How many jobs of a sweep this machine has a device for, for `${jobs_at_once:…}`."""
+    from longspan.training import devices
+
+    return devices.jobs_at_once(accelerator)
+
+
+def _gpus_here(accelerator: str) -> int:
+    """How many GPUs this machine has for jobs, for `${gpus_here:…}`."""
+    from longspan.training import devices
+
+    return len(devices.visible_gpus(accelerator))
+
+
+def _gpus_of_a_job(accelerator: str) -> int:
+    """1 where this machine has a GPU for a job, or else 0, for `${gpus_of_a_job:…}`."""
+    return min(1, _gpus_here(accelerator))
+
+
+for _name, _resolver in (
+    ("sweep_folder", _sweep_folder),
+    ("jobs_at_once", _jobs_at_once),
+    ("gpus_here", _gpus_here),
+    ("gpus_of_a_job", _gpus_of_a_job),
+):
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 _CONTROL_KEYS = ("_target_", "_partial_")
 

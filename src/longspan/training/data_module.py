@@ -16,6 +16,7 @@ from longspan.data.packing import PackedDocuments, encode_document
 from longspan.data.sampler import SequenceSampler
 from longspan.data.stream import PackedStream
 from longspan.data.tokenizer import Tokenizer
+from longspan.training.callbacks.budget import find_budget
 
 # Validation is the same in every run: neither its order nor its masks come from the seed of the training.
 _VALIDATION_SEED = 0
@@ -180,7 +181,10 @@ class DataModule(LightningDataModule):
             return None
         batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         if self.trainer.max_steps < 0:
-            raise ValueError("a streamed corpus has no epochs: set trainer.max_steps")
+            if find_budget(self.trainer) is None:
+                raise ValueError("a streamed corpus has no epochs: set trainer.max_steps, or a budget")
+            # More than any run reads in the time that its budget gives it.
+            batches = 2**40
         limit = self.trainer.limit_train_batches
         if limit != 1.0 and limit < batches:
             raise ValueError(

@@ -11,6 +11,18 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+# What an option of Hydra's own groups needs, beside the packages that are always there.
+EXTRAS = {
+    f"hydra/{option}": f"hydra/{option} needs {package}: pip install 'longspan[{extra}]'"
+    for option, package, extra in (
+        ("launcher=joblib", "hydra-joblib-launcher", "joblib"),
+        ("launcher=submitit_slurm", "hydra-submitit-launcher", "slurm"),
+        ("launcher=submitit_local", "hydra-submitit-launcher", "slurm"),
+        ("launcher=ray", "hydra-ray-launcher", "ray"),
+        ("sweeper=optuna", "hydra-optuna-sweeper", "optuna"),
+    )
+}
+
 _CONTROL = ("_target_", "_partial_", "defaults", "hydra")
 
 
@@ -54,6 +66,8 @@ def describe(error: Exception, config_dir: Path) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if f"{group}={option}" in EXTRAS:
+            return EXTRAS[f"{group}={option}"]
         options = error.options or sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
         known = f"{', '.join(options)}{nearest(option, options)}"
         return f"no option '{option}' in the group {group}; options: {known}"
@@ -67,7 +81,7 @@ def describe(error: Exception, config_dir: Path) -> str:
         if message.startswith("Multiple values for"):
             message = f"{message.partition('. ')[0]}: write it once, without a +."
         if "defaults list" in message or "config group" in message:
-            groups = sorted(path.name for path in config_dir.iterdir() if path.is_dir())
+            groups = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra")
             message += f" Groups: {', '.join(groups)}"
         return message
     return str(error)

@@ -67,6 +67,7 @@ class RunFacts:
         overrides: what was asked for besides the defaults.
         extension: how the model's positions were extended: `method`, `from`, `to` and the method's options;
             None where they were not.
+        budget: how much it may use, in words; None for no budget.
 
     """
 
@@ -87,6 +88,7 @@ class RunFacts:
     backend: str
     overrides: tuple[str, ...]
     extension: dict[str, Any] | None = None
+    budget: str | None = None
 
 
 def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[PatternFacts, ...]:
@@ -135,6 +137,7 @@ def run_facts(
     model_name: str | None = None,
     backend: str = "auto",
     overrides: Iterable[str] = (),
+    budget: str | None = None,
 ) -> RunFacts:
     """Gather what is known of a run before it starts.
 
@@ -153,6 +156,7 @@ def run_facts(
         model_name: None takes the model's class.
         backend: what was asked to compute the attention; "auto" is resolved for the trainer's device.
         overrides: what was asked for besides the defaults.
+        budget: how much the run may use, in words.
 
     Raises:
         ValueError: no backend has that name, or it does not serve the device.
@@ -179,6 +183,7 @@ def run_facts(
         backend=resolve_backend(backend, trainer.strategy.root_device),
         overrides=tuple(overrides),
         extension=getattr(getattr(model, "config", None), CONFIG_KEY, None),
+        budget=budget,
     )
 
 

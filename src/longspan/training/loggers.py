@@ -44,6 +44,27 @@ class CsvLogger(CSVLogger):
         """Path of the file of metrics."""
         return str(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
 
+    @rank_zero_only
+    def keep_until(self, steps: int) -> None:
+        """Take out of the file what was logged after so many optimizer steps; call it before the first log.
+
+        A line that was cut off in the middle goes too.
+        """
+        path = Path(self.metrics_file)
+        if not path.is_file():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            names = list(rows.fieldnames or [])
+            # Counted from 0: the row of the last of them has the number below.
+            kept = [row for row in rows if None not in row.values() and int(row["step"] or steps) < steps]
+        unfinished = path.with_suffix(".tmp")
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(unfinished, path)
+
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from longspan.models import position_offset
 from longspan.models.head import split_head
+from longspan.training.callbacks.budget import SecondsBudget, find_budget
 from longspan.training.chunked_loss import PieceSum, chunked_loss, piece_sum, scored_positions
 from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
@@ -89,6 +90,8 @@ class LongspanModule(pl.LightningModule):
         # In a tuple, so that the model's own parts do not count as submodules a second time.
         self._parts = None if loss_chunk is None else split_head(model)
         self._piece_sum: PieceSum = piece_sum
+        # How many positions of the last batch had logits; None for all.
+        self.scored_positions: int | None = None
         # Input tokens of all complete optimizer steps, of all processes; and those of the step under way.
         self.tokens_seen = 0
         self._tokens_under_way = 0
@@ -117,6 +120,7 @@ class LongspanModule(pl.LightningModule):
         backbone, head = self._parts
         # First: it waits for the GPU, which then has little left to do.
         positions = scored_positions(batch["labels"])
+        self.scored_positions = len(positions)
         hidden = backbone(**self._inputs(batch)).last_hidden_state
         return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._piece_sum)
 
@@ -176,11 +180,15 @@ class LongspanModule(pl.LightningModule):
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Make the optimizer, and the schedule over the trainer's number of optimizer steps."""
+        """Make the optimizer, and the schedule over the trainer's number of optimizer steps or its seconds."""
         optimizer = self.optimizer_factory(self.model)
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.scheduler_factory is not None:
-            schedule = self.scheduler_factory(optimizer, total_steps(self.trainer))
+            steps, budget = total_steps(self.trainer), find_budget(self.trainer)
+            if isinstance(budget, SecondsBudget):
+                schedule = budget.schedule(self.scheduler_factory, optimizer, steps)
+            else:
+                schedule = self.scheduler_factory(optimizer, steps)
             configured["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
         return configured
 

@@ -73,6 +73,8 @@ def start_report(facts: RunFacts) -> RenderableType:
         table.add_row("held-out byte entropy", f"{facts.byte_entropy:.4f} nats a byte")
     table.add_row("sequence", f"{facts.seq_len:,} tokens")
     table.add_row("a step", f"{facts.tokens_per_step:,} tokens")
+    if facts.budget is not None:
+        table.add_row("budget", facts.budget)
     if facts.total_steps is None:
         table.add_row("steps", "until the time is over")
     else:
@@ -101,6 +103,8 @@ def end_report(result: Mapping[str, Any]) -> RenderableType:
     table.add_row("steps", f"{result['steps']:,}, together {result['tokens']:,} tokens")
     table.add_row("speed", _count(throughput["tokens_per_second"], " tokens a second"))
     table.add_row("peak memory", f"{throughput['peak_memory_bytes'] / 2**30:.2f} GiB")
+    for label, line in _cost_lines(result["cost"]):
+        table.add_row(label, line)
     table.add_row("wall time", clock(result["seconds"]))
     for name, path in {**result["checkpoints"], **result["files"]}.items():
         kind = "checkpoint" if name in result["checkpoints"] else "file"
@@ -177,6 +181,29 @@ def _extension_line(extension: Mapping[str, Any]) -> str:
     options = {name: value for name, value in extension.items() if name not in ("method", "from", "to")}
     given = "".join(f", {name} {value}" for name, value in options.items())
     return f"extended from {first:,} to {last:,} by {method}{given}"
+
+
+def _cost_lines(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a run has cost: where its steps' time went, its FLOPs, and the share of the peak."""
+    lines = []
+    split = {phase: seconds for phase, seconds in cost["split"].items() if seconds is not None}
+    whole = sum(split.values())
+    if whole:
+        parts = ", ".join(f"{phase} {1e3 * seconds:,.1f} ms" for phase, seconds in split.items())
+        lines.append(("a step", f"{1e3 * whole:,.1f} ms: {parts}"))
+    if cost["flops"]:
+        times = cost["dense_flops"] / cost["flops"]
+        lines.append(
+            ("FLOPs", f"{cost['flops']:.4g}; dense attention {cost['dense_flops']:.4g}, {times:.2f} times")
+        )
+    if cost["mfu"] is not None:
+        lines.append(
+            (
+                "MFU",
+                f"{cost['mfu']:.1%} of the dense peak; counted as dense attention {cost['dense_mfu']:.1%}",
+            )
+        )
+    return lines
 
 
 def _corpus_lines(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -15,11 +15,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.training.callbacks.budget import find_budget
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from longspan.training.callbacks.throughput import Throughput, peak_memory
 from longspan.training.facts import RunFacts
 from longspan.training.loggers import CsvLogger, WandbRun
 from longspan.training.module import LongspanModule
+from longspan.training.step_clock import PHASES
 
 # Name of the file in the run's directory.
 FILE = "result.json"
@@ -40,9 +42,14 @@ def collect_result(
     token, `best_val_loss`, `perplexity`, `bits_per_byte`, `nats_per_byte`, `byte_entropy` (of all the
     held-out text, nats a byte) and `below_byte_entropy` (its difference to `nats_per_byte`, which is that
     of the validated sequences); a figure that is not known is None. `steps`, `tokens`; `throughput`:
-    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `model`, `positions` (how they were extended,
-    or None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`, `versions`, `checkpoints`,
-    `files`, `config`.
+    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `cost`, from the run's first start on: `flops`
+    and `dense_flops` (had every block been kept), `flops_per_step` and `dense_flops_per_step` (of the last
+    optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device whose peak is not known), `seconds`
+    (of training without validation), `split`: seconds of `data`, `forward`, `backward` and `optimizer` in
+    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `budget`: None, or
+    its `unit` ("tokens", "flops" or "seconds"), its `limit` and what was `used` of it; `model`,
+    `positions` (how they were extended, or None), `objective`, `patterns`, `corpus`, `device`, `precision`,
+    `backend`, `versions`, `checkpoints`, `files`, `config`.
     """
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     bits = logged.get("val/bits_per_byte")
@@ -50,6 +57,7 @@ def collect_result(
     entropy = facts.byte_entropy
     best = last = best_loss = None
     throughput: dict[str, Any] = {"tokens_per_second": None, "step_seconds": None}
+    costs: dict[str, Any] = {**dict.fromkeys(Throughput().costs()), "split": dict.fromkeys(PHASES)}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BestCheckpoint):
             best = callback.best_model_path or None
@@ -59,7 +67,9 @@ def collect_result(
         elif isinstance(callback, Throughput):
             throughput["tokens_per_second"] = callback.tokens_per_second
             throughput["step_seconds"] = callback.step_seconds
+            costs = callback.costs()
     throughput["peak_memory_bytes"] = peak_memory(module.device)
+    budget = find_budget(trainer)
     return {
         "name": facts.name,
         "overrides": list(facts.overrides),
@@ -80,6 +90,8 @@ def collect_result(
         "steps": trainer.global_step,
         "tokens": module.tokens_seen,
         "throughput": throughput,
+        "cost": costs,
+        "budget": None if budget is None else budget.to_dict(trainer, module),
         "model": {
             "name": facts.model,
             "parameters": facts.parameters,

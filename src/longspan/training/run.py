@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.data import Objective, Tokenizer
@@ -18,20 +19,25 @@ from longspan.models import sparsify
 from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
 from longspan.training.callbacks.architecture import KeepArchitecture
+from longspan.training.callbacks.budget import Budget
 from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
-from longspan.training.checkpoints import resolve_checkpoint
+from longspan.training.checkpoints import FOLDER, resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
 from longspan.training.data_module import DataModule
 from longspan.training.errors import nearest
 from longspan.training.facts import run_facts
-from longspan.training.loggers import close_loggers, log_configuration
+from longspan.training.loggers import CsvLogger, close_loggers, log_configuration
 from longspan.training.module import LongspanModule
 from longspan.training.report import end_report, print_report, start_report, warn_unidirectional_pattern
 from longspan.training.results import collect_result, write_result
+from longspan.training.trainer import validate_if_missing
 
 
 def train(
-    config: DictConfig, overrides: Sequence[str] = (), runs_dir: str | Path | None = None
+    config: DictConfig,
+    overrides: Sequence[str] = (),
+    runs_dir: str | Path | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train as `config` says, print what it will do and what it reached, and write result.json.
 
@@ -39,6 +45,9 @@ def train(
         config: as composed from conf/train.yaml; see RunConfig.
         overrides: what was asked for besides the defaults; recorded.
         runs_dir: where `ckpt_path=last` looks for the newest run; None: in this run's own folder alone.
+        resume: go on from the last checkpoint in this run's own folder, where there is one, whatever
+            `ckpt_path` says; also from one at the end of training, whose run died before its result was
+            written.
 
     Returns:
         The result, as `longspan.training.results.collect_result` describes it.
@@ -51,12 +60,20 @@ def train(
     output_dir = Path(config.output_dir)
     check(config)
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    checkpoint = find_checkpoint(config, settings, output_dir, runs_dir)
+    own = resume and (output_dir / FOLDER / "last.ckpt").is_file()
+    if own:
+        config = OmegaConf.merge(config, {"ckpt_path": "last"})  # type: ignore[assignment]
+    checkpoint = find_checkpoint(config, settings, output_dir, runs_dir, may_be_over=own)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, module, pattern = build(config)
-    callbacks = [KeepSettings(settings), KeepArchitecture(), *instantiate(config.callbacks).values()]
+    budget: Budget | None = instantiate(config.budget) or None
+    # In front: what comes later asks whether the training is over.
+    callbacks = [] if budget is None else [budget]
+    callbacks += [KeepSettings(settings), KeepArchitecture(), *instantiate(config.callbacks).values()]
     loggers = list(instantiate(config.logger).values())
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, loggers=loggers)
+    if budget is not None:
+        plan_budget(budget, trainer, module, data, None if own else checkpoint)
     account = data.corpus_info.to_dict()
     try:
         facts = run_facts(
@@ -72,14 +89,18 @@ def train(
             trainer=trainer,
             backend=config.attention_backend,
             overrides=overrides,
+            budget=None if budget is None else str(budget),
         )
     except ValueError as error:
         raise ConfigError(f"attention_backend={config.attention_backend}: {error}") from error
     print_report(start_report(facts))
     if checkpoint is not None:
         print(f"Going on from {checkpoint}")
+    keep_metrics_until(checkpoint, output_dir, loggers)
     log_configuration(loggers, {**settings, "corpus": account, "parameters": facts.parameters})
     interrupted = not fit(trainer, module, data, checkpoint)
+    if own and not interrupted:
+        validate_if_missing(trainer, module, data)
     result = collect_result(facts, trainer, module, time.perf_counter() - started, settings)
     write_result(result, output_dir)
     print_report(end_report(result))
@@ -161,9 +182,13 @@ def check_length(model: Any, seq_len: int) -> None:
 
 
 def find_checkpoint(
-    config: DictConfig, settings: dict[str, Any], output_dir: Path, runs_dir: str | Path | None
+    config: DictConfig,
+    settings: dict[str, Any],
+    output_dir: Path,
+    runs_dir: str | Path | None,
+    may_be_over: bool = False,
 ) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to go on from; with `may_be_over` also one that leaves nothing to train.
 
     Raises ConfigError where there is none, where it is of a run with other settings, or where nothing is left
     to train.
@@ -185,12 +210,46 @@ def find_checkpoint(
         )
     step = state["global_step"]
     limit = OmegaConf.select(config, "trainer.max_steps")
-    if limit is not None and 0 <= limit <= step:
+    if limit is not None and 0 <= limit <= step and not may_be_over:
         raise ConfigError(
             f"{checkpoint} has {step} steps behind it and trainer.max_steps={limit}: nothing is left to "
             "train; give a larger trainer.max_steps"
         )
     return checkpoint
+
+
+def plan_budget(
+    budget: Budget, trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoint: Path | None
+) -> None:
+    """Bound the trainer by a budget.
+
+    Raises ConfigError where it is too small, or where `checkpoint` leaves nothing of it.
+    """
+    try:
+        budget.plan(trainer, module, data.seq_len, data.batch_size)
+    except ValueError as error:
+        raise ConfigError(f"budget: {error}") from error
+    if checkpoint is None:
+        return
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    if budget.spent_by(state, trainer):
+        raise ConfigError(
+            f"{checkpoint} has {state['global_step']} steps behind it, and a budget of {budget} leaves nothing "
+            f"to train; give a larger budget.{budget.unit}"
+        )
+
+
+def keep_metrics_until(checkpoint: Path | None, output_dir: Path, loggers: Sequence[Logger]) -> None:
+    """Take out of this run's file of metrics what was logged after the checkpoint it goes on from.
+
+    Those steps are trained, and logged, again.
+    """
+    if checkpoint is None or checkpoint.resolve().parent != (output_dir / FOLDER).resolve():
+        return
+    steps = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"]
+    for logger in loggers:
+        if isinstance(logger, CsvLogger):
+            logger.keep_until(steps)
 
 
 def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoint: Path | None) -> bool:

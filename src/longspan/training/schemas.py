@@ -16,6 +16,7 @@ import inspect
 import pathlib
 import types
 import typing
+import warnings
 from collections import abc
 from typing import Any
 
@@ -33,6 +34,10 @@ from longspan.training.errors import allowed_keys, explain
 # The file from which a run is composed.
 PRIMARY = "train"
 
+# conf/hydra/launcher has options with the names of the plugins' own, whose schemas Hydra then holds them against:
+# what is wanted, and what it warns of at each job, in the jobs' processes too.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
 _PRIMITIVES = (bool, int, float, str, pathlib.Path)
 
 
@@ -42,6 +47,7 @@ class RunConfig:
 
     seed: int = 0
     ckpt_path: str | None = None
+    sweep: str | None = None
     compile: bool = False
     attention_backend: str = "auto"
     loss_chunk: int | None = None
@@ -52,6 +58,7 @@ class RunConfig:
     model: Any = MISSING
     sparsity: Any = MISSING
     position: Any = MISSING
+    budget: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     trainer: Any = MISSING
@@ -217,10 +224,17 @@ class TypedFileSource(FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """Read one file; raises ConfigCompositionException where it breaks its schema."""
         result = super().load_config(config_path)
+        if config_path.startswith("hydra/"):
+            # Hydra's own parts are made by Hydra.
+            return result
         result.config = typed(result.config, config_path)
         if config_path == PRIMARY and isinstance(result.config, DictConfig):
             result.config = _with_run_schema(result.config)
         return result
+
+
+# Hydra registers its own source again in the processes of a launcher, and takes ours for it by this name.
+TypedFileSource.__name__ = FileConfigSource.__name__
 
 
 def _with_run_schema(config: DictConfig) -> DictConfig:

@@ -1,4 +1,4 @@
-"""The end of a sweep: one table of what its runs reached, printed and written beside them."""
+"""The end of a sweep: what its runs reached as tables, printed and written beside them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 FAILURE_FILE = "failure.json"
 TABLE_FILE = "comparison.txt"
+# The folders of the jobs that the last command asked for.
+JOBS_FILE = "jobs.json"
 
 
 @dataclass
@@ -40,14 +42,19 @@ def collect(folder: Path) -> Sweep:
     """Read what the jobs of a sweep left in its folder, in the order of their numbers.
 
     A job is named by its folder and its overrides. One that left neither a result nor a failure, since its
-    process was killed, counts as failed.
+    process was killed, counts as failed. What failed of an earlier command in the same folder, and was not
+    asked for again, is left out.
     """
     from longspan.training import results
 
     sweep = Sweep()
+    jobs = folder / JOBS_FILE
+    asked = set(json.loads(jobs.read_text())) if jobs.is_file() else None
     for job in sorted(folder.iterdir(), key=lambda path: _number(path.name)):
         overrides = job / ".hydra" / "overrides.yaml"
         if not overrides.is_file():
+            continue
+        if asked is not None and job.name not in asked and not (job / results.FILE).is_file():
             continue
         name = f"{job.name} ({' '.join(OmegaConf.load(overrides))})"
         if (job / FAILURE_FILE).is_file():
@@ -83,14 +90,20 @@ def compare(folder: Path) -> bool:
     """Print the comparison of a sweep's runs and write it into its folder; gives whether a job failed."""
     # Imported here: Hydra makes its callbacks for every command, and reports bring Lightning along.
     from longspan.training.report import comparison_table, print_report
+    from longspan.training.seeds_table import seeds_table
 
     sweep = collect(folder)
-    title = f"Sweep of {len(sweep.results) + len(sweep.failures)} runs"
+    tables = [comparison_table(sweep.results, f"Sweep of {len(sweep.results) + len(sweep.failures)} runs")]
+    over_seeds = seeds_table(sweep.results, "Over seeds: mean ± standard deviation")
+    if over_seeds is not None:
+        tables.append(over_seeds)
     with (folder / TABLE_FILE).open("w", encoding="utf-8") as file:
-        print_report(comparison_table(sweep.results, title), file)
+        for table in tables:
+            print_report(table, file)
         for name, error in sweep.failures.items():
             print(f"failed: {name}: {error}", file=file)
-    print_report(comparison_table(sweep.results, title))
+    for table in tables:
+        print_report(table)
     print(f"The runs and this table are in {folder}")
     for name, error in sweep.failures.items():
         print(f"failed: {name}: {error}", file=sys.stderr)

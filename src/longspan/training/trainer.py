@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from longspan.training.callbacks.budget import Budget
 from longspan.training.callbacks.ending import FinalValidation, GracefulInterrupt
 from longspan.training.callbacks.resume import ExactResume
 
@@ -43,9 +44,10 @@ def make_trainer(
 ) -> pl.Trainer:
     """Return a Trainer that ends with a validation, resumes exactly and takes Ctrl-C between two steps.
 
-    Training ends at whichever of `max_steps`, `max_epochs` and `max_time` comes first. The schedule counts
-    optimizer steps, so a run that `max_time` ends before `max_steps` has not come to the end of its schedule,
-    and two such runs need not be equal: for equal runs, bound the steps.
+    Training ends at whichever of `max_steps`, `max_epochs`, `max_time` and a budget among the callbacks comes
+    first. The schedule counts optimizer steps, so a run that `max_time` ends before `max_steps` has not come
+    to the end of its schedule, and two such runs need not be equal: for equal runs, bound the steps. A budget
+    of seconds has a schedule that follows the time.
 
     Lightning's own remarks about devices and about why it stopped are silenced; its warnings are not.
 
@@ -75,9 +77,10 @@ def make_trainer(
     """
     if max_steps < -1 or max_steps == 0:
         raise ValueError(f"max_steps must be positive, or -1 for no limit, got {max_steps}")
-    if max_steps == -1 and max_epochs is None and max_time is None:
+    budgeted = any(isinstance(callback, Budget) for callback in callbacks)
+    if max_steps == -1 and max_epochs is None and max_time is None and not budgeted:
         raise ValueError(
-            "nothing ends this run: set trainer.max_steps, trainer.max_epochs or trainer.max_time"
+            "nothing ends this run: set trainer.max_steps, trainer.max_epochs or trainer.max_time, or a budget"
         )
     for name, value in (
         ("val_check_interval", val_check_interval),

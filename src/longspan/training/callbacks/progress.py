@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from longspan.training.callbacks.budget import SecondsBudget
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.module import total_steps
 
@@ -135,7 +136,9 @@ class TrainingProgress(ProgressBar):
             per_step = (time.monotonic() - self._started) / done
             limits.append(max(0, self._total - trainer.global_step) * per_step)
         timers = [
-            callback.time_remaining() for callback in _callbacks(trainer) if isinstance(callback, Timer)
+            callback.time_remaining()
+            for callback in _callbacks(trainer)
+            if isinstance(callback, Timer | SecondsBudget)
         ]
         limits += [max(0.0, remaining) for remaining in timers if remaining is not None]
         return min(limits, default=None)

@@ -16,9 +16,11 @@ KEY = "settings"
 # another run halfway.
 FREE = (
     "trainer",
+    "budget",
     "callbacks",
     "logger",
     "output_dir",
+    "sweep",
     "ckpt_path",
     "compile",
     "attention_backend",

@@ -1,0 +1,191 @@
+"""How the jobs of a sweep are started: those that are left, each in its own folder, by whichever launcher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from longspan.training import devices
+from longspan.training.config import ConfigError
+from longspan.training.errors import EXTRAS
+from longspan.training.job_folders import JobFolders, finished_result, locked
+from longspan.training.sweep import FAILURE_FILE, JOBS_FILE, record_failure
+
+# Launchers that start several jobs on this machine and give each of them all devices.
+_BESIDE = ("JoblibLauncher", "LocalLauncher")
+# The one of them that starts all jobs at once.
+_ALL_AT_ONCE = "LocalLauncher"
+
+
+class ContinuingLauncher(Launcher):
+    """Hands the jobs that are left to another launcher, each with the folder of the run that it goes on.
+
+    A job that is finished in the sweep's folder is not started; one that has begun there is given its folder,
+    whatever its number is now; a new one gets the number that it has in the list, or where a job of other
+    settings has that, the next free one.
+
+    Args:
+        launcher: who starts the jobs.
+        hydra_context: with which jobs are composed.
+        config: of the sweep.
+
+    """
+
+    def __init__(self, launcher: Launcher, hydra_context: HydraContext, config: DictConfig) -> None:
+        self._launcher, self._context, self._config = launcher, hydra_context, config
+        self._names: list[str] = []
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Do nothing: the other launcher has been set up."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Start what is left of a batch of jobs; gives what each of the batch reached.
+
+        Raises:
+            ConfigError: a job asks for what no job of a sweep can have.
+
+        """
+        sweep_dir = Path(str(self._config.hydra.sweep.dir))
+        folders = JobFolders(sweep_dir)
+        jobs = [
+            self._place(list(overrides), initial_job_idx + index, folders)
+            for index, overrides in enumerate(job_overrides)
+        ]
+        returns: dict[int, JobReturn] = {}
+        for index, name in enumerate(jobs):
+            result = finished_result(sweep_dir / name)
+            if result is not None:
+                returns[index] = _finished(job_overrides[index], result)
+        left = [index for index in range(len(jobs)) if index not in returns]
+        self._record(sweep_dir, jobs)
+        self._offer_devices(sweep_dir)
+        begun = sum((sweep_dir / jobs[index]).is_dir() for index in left)
+        print(
+            f"Sweep in {sweep_dir}: {len(left)} of {len(jobs)} runs to train, {begun} of them begun before, "
+            f"{len(returns)} finished. Cut off, it goes on by the same command with {_where(sweep_dir)}",
+            flush=True,
+        )
+        if left:
+            started = [[*job_overrides[index], f"hydra.sweep.subdir='{jobs[index]}'"] for index in left]
+            found = self._launcher.launch(started, initial_job_idx=initial_job_idx)
+            returns |= dict(zip(left, found, strict=True))
+        return [returns[index] for index in range(len(jobs))]
+
+    def _place(self, overrides: list[str], number: int, folders: JobFolders) -> str:
+        """Find the folder of a job, or make up its name."""
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+        task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        refuse_processes(task)
+        name = folders.of(task)
+        if name is None:
+            name = _folder_name(config, number)
+            if not folders.is_free(name):
+                name = _folder_name(config, folders.next_number())
+            if not folders.is_free(name):
+                raise ConfigError(
+                    f"hydra.sweep.subdir gives two jobs the folder {name}; put ${{hydra.job.num}} into it"
+                )
+            folders.give(name)
+        return name
+
+    def _record(self, sweep_dir: Path, names: list[str]) -> None:
+        """Write down which jobs the sweep has now: its folder may hold others, from before."""
+        self._names += names
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        (sweep_dir / JOBS_FILE).write_text(json.dumps(self._names) + "\n")
+
+    def _offer_devices(self, sweep_dir: Path) -> None:
+        launcher = type(self._launcher).__name__
+        gpus = devices.visible_gpus(self._config.trainer.accelerator) if launcher in _BESIDE else []
+        devices.offer(sweep_dir, gpus, devices.cores() if launcher == _ALL_AT_ONCE else 0)
+
+
+def register() -> None:
+    """Let Hydra start the jobs of a sweep through ContinuingLauncher, in this process; may be called again."""
+    if Plugins.instantiate_launcher is not _instantiate_launcher:
+        Plugins.instantiate_launcher = _instantiate_launcher  # type: ignore[method-assign]
+
+
+_hydras_own = Plugins.instantiate_launcher
+
+
+def _instantiate_launcher(
+    self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+) -> Launcher:
+    option = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}"
+    if option in EXTRAS and config.hydra.launcher._target_ not in self.class_name_to_class:
+        raise ConfigError(EXTRAS[option])
+    launcher = _hydras_own(
+        self, hydra_context=hydra_context, task_function=task_function, config=config
+    )
+    return ContinuingLauncher(launcher, hydra_context, config)
+
+
+def train_job(config: DictConfig, overrides: Sequence[str]) -> float | None:
+    """Train a job of a sweep, or go on with it; gives its validation loss, None where it failed.
+
+    A failure is recorded for the closing table, and the other jobs go on.
+    """
+    from longspan.training.run import train
+
+    folder = Path(config.output_dir)
+    with locked(folder):
+        result = finished_result(folder)
+        if result is None:
+            (folder / FAILURE_FILE).unlink(missing_ok=True)
+            try:
+                with devices.taken(Path(str(HydraConfig.get().sweep.dir))):
+                    result = train(config, overrides, resume=True)
+            except Exception as error:
+                record_failure(folder, error)
+                return None
+    return result["metrics"]["val_loss"]
+
+
+def refuse_processes(config: DictConfig) -> None:
+    """Refuse several processes for a job of a sweep; raises ConfigError."""
+    for key, only in (("devices", 1), ("num_nodes", 1), ("strategy", "auto")):
+        value = OmegaConf.select(config, f"trainer.{key}")
+        if value is not None and str(value) != str(only):
+            raise ConfigError(
+                f"trainer.{key}={value}: a job of a sweep has one device (trainer.{key}={only}). Lightning starts "
+                "the other processes of a run by running its command again, which would be the whole sweep. "
+                "Train this one without -m, or several beside each other, a device each, with "
+                "hydra/launcher=joblib"
+            )
+
+
+def _where(sweep_dir: Path) -> str:
+    """The override that chooses a sweep's folder."""
+    in_its_place = sweep_dir.parent == Path("logs/sweeps")
+    return f"sweep={sweep_dir.name}" if in_its_place else f"hydra.sweep.dir={sweep_dir}"
+
+
+def _folder_name(config: DictConfig, number: int) -> str:
+    with open_dict(config):
+        config.hydra.job.num = number
+        config.hydra.job.id = str(number)
+    before = HydraConfig.instance().cfg
+    # `${hydra:…}` reads it.
+    HydraConfig.instance().set_config(config)
+    try:
+        return str(config.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _finished(overrides: Sequence[str], result: dict[str, Any]) -> JobReturn:
+    return JobReturn(
+        overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=result["metrics"]["val_loss"]
+    )
