@@ -1,8 +1,8 @@
 """Compare runs by the files they left: ``python -m longspan.analysis.compare PATH… [--out DIR]``.
 
-A PATH is the folder of a run, of a sweep, or of many of them, searched to any depth; or a file that ``--collect``
-wrote. Prints a table of means over seeds with confidence intervals, and writes ``comparison.html``, one page
-that needs no network, and its figures as PNGs. Needs no account and no server.
+A PATH is the folder of a run, of a sweep, or of many of them, searched to any depth; or a file that
+``--collect`` wrote. Prints a table of means over seeds with confidence intervals, and writes
+``comparison.html``, one page that needs no network, and its figures as PNGs. Needs no account and no server.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from longspan.analysis.comparison.tables import TextTable, baseline_table, resul
 # Of lines in a file or a pipe, where a table may be as wide as it is.
 PLAIN_WIDTH = 240
 INTERVALS = (
-    "± is half of the 95 % confidence interval over seeds (Student's t); bold is the best mean. A star marks a "
-    "paired difference whose interval excludes zero; intervals are not corrected for the number of comparisons."
+    "± is half of the 95 % confidence interval over seeds (Student's t); bold is the best mean. A star marks "
+    "a paired difference whose interval excludes zero; intervals are not corrected for the number of "
+    "comparisons."
 )
 
 
@@ -109,7 +110,10 @@ def _print_to(
         for remark in remarks(setting):
             # No markup: a path may hold brackets.
             console.print(
-                Text(("warning: " if remark.warning else "") + remark.text, "yellow" if remark.warning else "dim")
+                Text(
+                    ("warning: " if remark.warning else "") + remark.text,
+                    "yellow" if remark.warning else "dim",
+                )
             )
         console.print()
     for one in unfinished:
@@ -121,7 +125,9 @@ def _table(table: TextTable, title: str) -> Table:
     drawn = Table(title=Text(title, style="bold"), title_justify="left")
     first_number = len(table.headings) - table.numbers
     for number, heading in enumerate(table.headings):
-        drawn.add_column(Text(heading), justify="right" if number >= first_number else "left", overflow="fold")
+        drawn.add_column(
+            Text(heading), justify="right" if number >= first_number else "left", overflow="fold"
+        )
     marks = table.marked or (frozenset[int](),) * len(table.rows)
     for row, marked in zip(table.rows, marks, strict=True):
         drawn.add_row(
@@ -139,11 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; ends the process with status 1 and a message where there is nothing to compare."""
     parser = argparse.ArgumentParser(prog="python -m longspan.analysis.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="folder of runs or of a sweep, or a file of runs")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="folder of runs or of a sweep, or a file of runs"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the page and its pictures")
     parser.add_argument("--baseline", metavar="PATTERN", help="what to measure the others by; default: dense")
     parser.add_argument("--collect", type=Path, metavar="FILE",
-                        help="also write the runs into one small file (JSON lines) that this command reads")  # fmt: skip
+                        help="write the runs into one small file too, which this command reads")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="print the tables and write no page")
     options = parser.parse_args(arguments)
     try:

@@ -18,9 +18,7 @@ def settings(run: Run) -> dict[str, str]:
     """The configuration of a run by dotted keys, as text; paths in its own folder are those of any run."""
     config = run.result.get("config") or {}
     own = str(config.get("output_dir") or "\0")
-    flat = {
-        key: value.replace(own, "<run>") for key, value in _flatten(config) if not _under(key, _LEFT_OUT)
-    }
+    flat = {key: value.replace(own, "<run>") for key, value in _flatten(config) if not _under(key, _LEFT_OUT)}
     return flat
 
 

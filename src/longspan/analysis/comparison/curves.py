@@ -1,4 +1,4 @@
-"""Loss against tokens, seconds of training and floating-point operations: the mean over seeds of each series."""
+"""Loss against tokens, seconds of training and floating-point operations: means over seeds."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
 def mean_curve(one: Series, side: str, axis: str) -> list[dict[str, float]]:
     """Mean loss and mean place on an axis at each step that all runs of a series logged.
 
-    Each point has `x`, `y`, `n` and, of more than two runs, `low` and `high`; the list is empty where a run did
-    not record the axis.
+    Each point has `x`, `y`, `n` and, of more than two runs, `low` and `high`; the list is empty where a run
+    did not record the axis.
     """
     by_run = [
         {point["step"]: (point.get(axis), point["loss"]) for point in run.curves.get(side) or []}
@@ -128,12 +128,10 @@ def _panel(
         base.mark_line(clip=True, strokeWidth=2, strokeJoin="round").encode(y=y, opacity=panels.opacity(1.0))
     )
     # Wide and unseen, so that a pointer near the line finds the point.
-    layers.append(
-        base.mark_circle(clip=True, size=140, opacity=0).encode(y=y, tooltip=tooltip)
-    )
+    layers.append(base.mark_circle(clip=True, size=140, opacity=0).encode(y=y, tooltip=tooltip))
     if labelled:
         layers += _end_labels(means, unit, x, y_scale, y_ends, look)
-    return alt.layer(*layers).properties(width=panels.WIDTH, height=panels.HEIGHT)
+    return panels.layered(layers)
 
 
 def _end_labels(

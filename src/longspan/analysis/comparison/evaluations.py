@@ -26,8 +26,8 @@ def evaluation_figure(setting: Setting, look: Look) -> Figure | None:
     if not drawn:
         return None
     caption = (
-        f"Mean over seeds in each stretch of tokens. Bands: {LEVEL:.0%} confidence interval of the mean, of three "
-        "seeds or more. Stretches in which nothing was scored are left out."
+        f"Mean over seeds in each stretch of tokens. Bands: {LEVEL:.0%} confidence interval of the mean, of "
+        "three seeds or more. Stretches in which nothing was scored are left out."
     )
     return Figure("evaluation", "By position and by distance", caption, tuple(drawn))
 
@@ -60,7 +60,12 @@ def _panel(setting: Setting, kind: str, value: str, look: Look) -> alt.LayerChar
     rows: list[dict[str, Any]] = []
     for one in setting.series:
         for stretch in mean_stretches(one, kind, value):
-            row: dict[str, Any] = {"series": one.label, "n": stretch["n"], "from": stretch["from"], "to": stretch["to"]}
+            row: dict[str, Any] = {
+                "series": one.label,
+                "n": stretch["n"],
+                "from": stretch["from"],
+                "to": stretch["to"],
+            }
             row |= {key: stretch[key] * factor for key in ("y", "low", "high") if key in stretch}
             # The middle; on a logarithmic axis none can be 0.
             row["x"] = max((stretch["from"] + stretch["to"]) / 2, 0.5)
@@ -90,8 +95,13 @@ def _panel(setting: Setting, kind: str, value: str, look: Look) -> alt.LayerChar
         layers.append(
             alt.Chart(panels.data(banded))
             .mark_area(clip=True)
-            .encode(x=x, y=alt.Y("low:Q", scale=y_scale, title=title), y2="high:Q", color=look.colour(),
-                    opacity=panels.band_opacity())  # fmt: skip
+            .encode(
+                x=x,
+                y=alt.Y("low:Q", scale=y_scale, title=title),
+                y2="high:Q",
+                color=look.colour(),
+                opacity=panels.band_opacity(),
+            )
         )
     base = alt.Chart(panels.data(rows)).encode(
         x=x, y=alt.Y("y:Q", scale=y_scale, axis=alt.Axis(title=title)), color=look.colour()
@@ -102,4 +112,4 @@ def _panel(setting: Setting, kind: str, value: str, look: Look) -> alt.LayerChar
             shape=look.shape(), tooltip=tooltip, opacity=panels.opacity(1.0)
         )
     )
-    return alt.layer(*layers).properties(width=panels.WIDTH, height=panels.HEIGHT)
+    return panels.layered(layers)

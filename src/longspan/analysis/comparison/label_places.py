@@ -33,7 +33,7 @@ def text_width(text: str) -> float:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move places apart until neighbours are `gap` away, in their order, each as near to where it was as may be.
+    """Move places apart until neighbours are `gap` away, in their order, with the least change.
 
     They stay in [low, high] where there is room for them; where there is not, they are spaced evenly over it.
     """

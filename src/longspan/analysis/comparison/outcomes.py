@@ -36,8 +36,8 @@ def tradeoffs(setting: Setting, look: Look) -> list[Figure]:
             better = "Lower" if quality.lower_is_better else "Higher"
             caption = (
                 f"Large: mean over seeds, with its {LEVEL:.0%} confidence interval where there are "
-                f"{_LEAST_FOR_AN_INTERVAL} or more. Small: each seed. {better} is better; so is less density, more "
-                "speed and less memory."
+                f"{_LEAST_FOR_AN_INTERVAL} or more. Small: each seed. {better} is better; so is less "
+                "density, more speed and less memory."
             )
             title = f"{quality.label.capitalize()} against density, speed and memory"
             figures.append(Figure(f"tradeoffs_{quality.key}", title, caption, tuple(drawn)))
@@ -86,7 +86,10 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
         alt.Tooltip("n:Q", title="seeds"),
     ]
     layers: list[Any] = []
-    intervals = (("y", {"x": x, "y": "y_low:Q", "y2": "y_high:Q"}), ("x", {"y": y, "x": "x_low:Q", "x2": "x_high:Q"}))
+    intervals = (
+        ("y", {"x": x, "y": "y_low:Q", "y2": "y_high:Q"}),
+        ("x", {"y": y, "x": "x_low:Q", "x2": "x_high:Q"}),
+    )
     for axis, places in intervals:
         rows = [row for row in means if f"{axis}_low" in row]
         if rows:
@@ -120,7 +123,7 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
             opacity=panels.opacity(1.0),
         )
     )
-    return alt.layer(*layers).properties(width=panels.WIDTH, height=panels.HEIGHT)
+    return panels.layered(layers)
 
 
 def _ends(axis: str, mean: Estimate, quantity: Quantity) -> dict[str, Any]:
@@ -193,9 +196,9 @@ def differences(setting: Setting, look: Look, baseline: Series | None) -> Figure
     if not drawn:
         return None
     caption = (
-        f"Mean over shared seeds of the difference to {baseline.label} at the same seed, with the {LEVEL:.0%} "
-        "confidence interval of the paired t test; no interval from one seed. Ticks: each seed. Intervals are not "
-        "corrected for the number of patterns."
+        f"Mean over shared seeds of the difference to {baseline.label} at the same seed, with the "
+        f"{LEVEL:.0%} confidence interval of the paired t test; no interval from one seed. Ticks: each seed. "
+        "Intervals are not corrected for the number of patterns."
     )
     return Figure("differences", f"Paired differences to {baseline.label}", caption, tuple(drawn))
 
@@ -226,12 +229,18 @@ def _forest(setting: Setting, quality: Quantity, look: Look, baseline: Series) -
         return None
     rows.sort(key=lambda row: row["x"], reverse=quality.lower_is_better is False)
     ends = panels.domain(
-        [0.0, *(row[key] for row in rows for key in ("x", "low", "high") if key in row), *(t["x"] for t in ticks)]
+        [
+            0.0,
+            *(row[key] for row in rows for key in ("x", "low", "high") if key in row),
+            *(t["x"] for t in ticks),
+        ]
     )
     order = [row["series"] for row in rows]
     better = "left" if quality.lower_is_better else "right"
     title = f"{quality.label} less that of {baseline.label}" + (f" ({quality.unit})" if quality.unit else "")
-    x = alt.X("x:Q", scale=panels.scale(ends), axis=alt.Axis(title=f"{title}; {better} is better", tickCount=6))
+    x = alt.X(
+        "x:Q", scale=panels.scale(ends), axis=alt.Axis(title=f"{title}; {better} is better", tickCount=6)
+    )
     y = alt.Y("series:N", sort=order, axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=240))
     base = alt.Chart(panels.data(rows)).encode(y=y)
     tooltip = [
@@ -246,8 +255,13 @@ def _forest(setting: Setting, quality: Quantity, look: Look, baseline: Series) -
         layers.append(
             alt.Chart(panels.data(ranged))
             .mark_rule(strokeWidth=2)
-            .encode(y=y, x=alt.X("low:Q", scale=panels.scale(ends)), x2="high:Q", color=look.colour(),
-                    opacity=panels.opacity(0.9))  # fmt: skip
+            .encode(
+                y=y,
+                x=alt.X("low:Q", scale=panels.scale(ends)),
+                x2="high:Q",
+                color=look.colour(),
+                opacity=panels.opacity(0.9),
+            )
         )
     layers.append(
         alt.Chart(panels.data(ticks))
@@ -265,4 +279,4 @@ def _forest(setting: Setting, quality: Quantity, look: Look, baseline: Series) -
             x=alt.value(width + 10), text="text:N", opacity=panels.opacity(1.0)
         )
     )
-    return alt.layer(*layers).properties(width=width, height=max(60, 26 * len(rows)))
+    return panels.layered(layers, width, max(60, 26 * len(rows)))

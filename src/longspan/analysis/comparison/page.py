@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that holds its figures, pictures and scripts, and PNGs beside it."""
+"""The page of a comparison: one HTML file with its figures, pictures and scripts, and PNGs beside it."""
 
 from __future__ import annotations
 
@@ -88,9 +88,12 @@ def render(
 ) -> str:
     """Return the page as HTML."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     charts = {
         f"{section.key}-{figure.key}-{number}": panels.specification(panel, look)
         for section in sections

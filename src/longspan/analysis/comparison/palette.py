@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-# Petroff's ten colours (2021, arXiv:2107.02270), the greys last; on dark ground red, purple and brown are raised.
+# Petroff's ten colours (2021, arXiv:2107.02270), the greys last; raised on dark ground.
 LIGHT = (
-    "#3f90da", "#e76300", "#832db6", "#ffa90e", "#bd1f01", "#92dadd", "#a96b59", "#b9ac70", "#717581", "#94a4a2",
+    "#3f90da", "#e76300", "#832db6", "#ffa90e", "#bd1f01", "#92dadd", "#a96b59", "#b9ac70", "#717581",
+    "#94a4a2",
 )  # fmt: skip
 DARK = (
-    "#5aa5ea", "#f0772b", "#b07be0", "#ffbd45", "#ff6b8b", "#92dadd", "#c79483", "#c9be8b", "#8d92a0", "#b3c0be",
+    "#5aa5ea", "#f0772b", "#b07be0", "#ffbd45", "#ff6b8b", "#92dadd", "#c79483", "#c9be8b", "#8d92a0",
+    "#b3c0be",
 )  # fmt: skip
 # What everything is measured by stands in the colour of the text.
 BASELINE = {"light": "#1f2328", "dark": "#f0f3f6"}
@@ -18,7 +20,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 
 
 def colours(labels: Sequence[str], theme: str, baseline: str | None = None) -> list[str]:
-    """A colour for each label: that of the baseline is the text's, the others follow the palette, over again."""
+    """A colour for each label: the text's for the baseline, for others the palette's, over again."""
     palette = {"light": LIGHT, "dark": DARK}[theme]
     others = [label for label in labels if label != baseline]
     return [
@@ -44,7 +46,9 @@ def config(labels: Sequence[str], theme: str, baseline: str | None = None) -> di
         "view": {"stroke": None},
         "text": {"color": ink, "fontSize": 11},
         "rule": {"color": muted},
-        "title": {"color": ink, "subtitleColor": muted, "anchor": "start", "fontSize": 14, "subtitleFontSize": 11},
+        "title": {
+            "color": ink, "subtitleColor": muted, "anchor": "start", "fontSize": 14, "subtitleFontSize": 11,
+        },
         "axis": {
             "labelColor": muted, "titleColor": ink, "gridColor": faint, "domainColor": muted,
             "tickColor": muted, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 11,

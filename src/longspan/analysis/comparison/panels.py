@@ -1,4 +1,4 @@
-"""What the figures share: a figure's form, the encoding of a series, scales, and how a figure becomes a PNG."""
+"""What the figures share: their form, the encoding of a series, scales, and the way to a PNG."""
 
 from __future__ import annotations
 
@@ -108,6 +108,11 @@ def scale(ends: tuple[float, float], logarithmic: bool = False) -> alt.Scale:
     return alt.Scale(domain=list(ends), nice=False, zero=False)
 
 
+def layered(layers: Sequence[Any], width: int = WIDTH, height: int = HEIGHT) -> alt.LayerChart:
+    """A panel of layers, the first at the back."""
+    return alt.LayerChart(layer=list(layers), width=width, height=height)
+
+
 def specification(chart: Any, look: Look, theme: str | None = None) -> dict[str, Any]:
     """The Vega-Lite specification of a chart, with the parameter `focus`; with a theme, for a picture."""
     made: dict[str, Any] = chart.to_dict()
@@ -133,7 +138,8 @@ def write_png(figure: Figure, look: Look, title: str, path: Path) -> None:
 def scripts() -> str:
     """The JavaScript that draws specifications: Vega, Vega-Lite and vega-embed, as a script of a page."""
     # A script of a page ends at the first of these, wherever it stands.
-    return vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    return bundle.replace("</script", "<\\/script")
 
 
 def _lines(text: str, width: int = 150) -> list[str]:

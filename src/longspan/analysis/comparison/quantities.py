@@ -1,4 +1,4 @@
-"""What runs are compared by: each quantity's name, its unit, where it stands in a result, and how it is written."""
+"""What runs are compared by: names of quantities, units, where they stand in a result, how to write them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Quantity:
         return f"{value * self.scale:{'+' if sign else ''},.{self.digits}f}".replace("-", "−")
 
     def write_estimate(self, found: Estimate | None, sign: bool = False) -> str:
-        """Write a mean with its interval; without one where there is none, or where all values are the same."""
+        """Write a mean with its interval, if it has one and not all values are the same."""
         if found is None:
             return "–"
         text = self.write(found.mean, sign)

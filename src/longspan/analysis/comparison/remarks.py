@@ -56,11 +56,13 @@ def _alike(setting: Setting) -> Iterable[Remark]:
     keys = [
         key
         for key in differing(one.settings for one in setting.series)
-        if group_of(key) not in PATTERN_GROUPS and key not in _BUDGET
+        if group_of(key) not in (*PATTERN_GROUPS, "budget") and key not in _BUDGET
     ]
     by_meaning: dict[str, list[str]] = {}
     for key in keys:
-        by_meaning.setdefault(_MEANING.get(group_of(key), "runs differ in more than the pattern"), []).append(key)
+        by_meaning.setdefault(_MEANING.get(group_of(key), "runs differ in more than the pattern"), []).append(
+            key
+        )
     # A generated task may follow the seed: only runs of one seed must have read the same.
     by_seed: dict[int, list[dict[str, str]]] = {}
     for one in setting.series:
@@ -77,7 +79,10 @@ def _budget(setting: Setting) -> Iterable[Remark]:
     tokens = [run.result.get("tokens") for run in setting.runs]
     if _spread(tokens) <= _SAME_TOKENS:
         return
-    if _spread([FLOPS.of(run) for run in setting.runs]) <= _SAME_FLOPS:
+    asked = {_budget_of(run) for run in setting.runs}
+    if len(asked) == 1 and (budget := asked.pop()) is not None:
+        yield Remark(f"Equal budgets of {budget}, so the numbers of tokens differ.", warning=False)
+    elif _spread([FLOPS.of(run) for run in setting.runs]) <= _SAME_FLOPS:
         yield Remark("Equal floating-point operations, so the numbers of tokens differ.", warning=False)
     elif _spread([(run.result.get("cost") or {}).get("seconds") for run in setting.runs]) <= _SAME_SECONDS:
         yield Remark("Equal time of training, so the numbers of tokens differ.", warning=False)
@@ -90,6 +95,12 @@ def _budget(setting: Setting) -> Iterable[Remark]:
                     labels.append(one.label)
         told = "; ".join(f"{count} tokens: {', '.join(labels)}" for count, labels in by_tokens.items())
         yield Remark(f"Not comparable: different budgets ({told}).")
+
+
+def _budget_of(run: Run) -> str | None:
+    """The budget that a run was given, in words."""
+    budget = run.result.get("budget")
+    return f"{budget['limit']:,.6g} {budget['unit']}" if budget else None
 
 
 def _machine(setting: Setting) -> Iterable[Remark]:

@@ -33,8 +33,8 @@ class Run:
     Attributes:
         name: what to call it in a list: its folder.
         result: what `longspan.training.results.collect_result` wrote.
-        curves: "train" and "val": points by step, each a dictionary of `step`, `loss` (nats a token), `tokens`,
-            `seconds` (of training) and `flops`; what was not recorded is None.
+        curves: "train" and "val": points by step, each a dictionary of `step`, `loss` (nats a token),
+            `tokens`, `seconds` (of training) and `flops`; what was not recorded is None.
         evaluation: what evaluation.json holds; empty where there is none.
         notes: what a reader must know of its figures.
 
@@ -134,8 +134,8 @@ def read_run(folder: Path) -> Run | Unfinished:
 def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Read the curves of a run from its metrics.csv; of steps that a resumed run took twice, the later ones.
 
-    A row that lacks tokens, seconds or FLOPs gets them from the rows around it, which is exact in between where
-    steps cost the same; past the last row that has them, tokens are those of the whole run or nothing.
+    A row that lacks tokens, seconds or FLOPs gets them from the rows around it, which is exact where steps
+    cost the same. Outside of the rows that have them, tokens follow from the steps and the others are None.
     """
     rows: list[dict[str, float]] = []
     if path.is_file():
@@ -144,7 +144,7 @@ def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, 
                 row = {key: _number(value) for key, value in raw.items() if key}
                 if math.isnan(row.get("step", math.nan)):
                     continue
-                # A run that was killed and resumed goes back to its checkpoint: what followed it counts no more.
+                # A run that was killed and resumed goes back to its checkpoint: what followed is void.
                 while rows and rows[-1]["step"] > row["step"]:
                     rows.pop()
                 rows.append(row)
@@ -172,7 +172,7 @@ def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, 
 
 
 def write_runs(runs: Iterable[Run], path: str | Path, points: int = 100) -> None:
-    """Write runs into one file of JSON lines, which `read_runs` reads, with at most so many points a curve."""
+    """Write runs into one file of JSON lines, which `read_runs` reads; so many points a curve at most."""
     lines = []
     for run in runs:
         curves = {side: _thinned(curve, points) for side, curve in run.curves.items()}

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longspan.analysis.comparison.configurations import PATTERN_GROUPS, differing, group_of, seed_keys, settings
+from longspan.analysis.comparison.configurations import (
+    PATTERN_GROUPS,
+    differing,
+    group_of,
+    seed_keys,
+    settings,
+)
 from longspan.analysis.comparison.runs import Run
 
 OBJECTIVES = {"clm": "Causal language modelling", "mlm": "Masked language modelling"}
@@ -63,7 +69,7 @@ class Setting:
         return next((one for one in self.series if one.label == label), None)
 
     def baseline(self, label: str | None = None) -> Series | None:
-        """The series that the others are measured by: that of the label, or else `dense`, or else the first."""
+        """The series to measure others by: that of the label, or else `dense`, or else the first."""
         return self.named(label or DENSE) or (None if label else next(iter(self.series), None))
 
 

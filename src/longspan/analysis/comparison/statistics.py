@@ -61,9 +61,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
     return Estimate(float(x.mean()), float(half), int(x.size))
 
 
-def paired(
-    first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL
-) -> Estimate | None:
+def paired(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Estimate | None:
     """Mean of `first - second` over the seeds that both have, with the interval of the paired t test.
 
     Two runs of one seed share the order of the data and, as far as their models have the same parameters, the

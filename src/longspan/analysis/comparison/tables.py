@@ -89,7 +89,7 @@ def configuration_table(setting: Setting) -> TextTable:
 
 
 def settings_table(settings: Sequence[Setting]) -> TextTable:
-    """The keys and facts that differ between settings, each the same within its setting: a column a setting."""
+    """The keys and facts that differ between settings but not within them: a column a setting."""
     columns = []
     for setting in settings:
         series = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
