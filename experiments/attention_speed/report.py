@@ -179,10 +179,12 @@ def short(records: list[Record]) -> list[Record]:
 
 
 def _draw_time(figures: list[tuple[Record, Record]], path: Path) -> Path:
-    """Draw time against length, a drawing a head dimension."""
+    """Draw time against length, a drawing a head dimension of which there are several lengths."""
     import matplotlib.pyplot as plt
 
-    dims = sorted({record["dim"] for record, _ in figures})
+    measured = {(record["dim"], record["length"]) for record, _ in figures if record["block"] == 64}
+    of_dims = [dim for dim, _ in sorted(measured or {(r["dim"], r["length"]) for r, _ in figures})]
+    dims = [dim for dim in dict.fromkeys(of_dims) if of_dims.count(dim) > 2] or sorted(set(of_dims))
     figure, axes = plt.subplots(
         1, len(dims), figsize=(5.2 * len(dims), 4.2), layout="constrained", squeeze=False
     )

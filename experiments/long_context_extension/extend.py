@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawing import draw
 from learning import Text, evaluate, train
 from plan import SCALES, Scale, cells, name_of
 from tables import write_tables
@@ -173,6 +174,7 @@ def main() -> None:
             done.append(record)
             print(json.dumps({"cell": cell, "seconds": round(record["seconds"], 1)}), flush=True)
     write_tables(done, scale, options.scale, options.out)
+    draw(done, scale, options.out / f"{options.scale}.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and a drawing of what was measured."""
+"""Tables of what was measured."""
 
 from __future__ import annotations
 

@@ -77,8 +77,9 @@ class Call:
             )  # fmt: skip
 
         chosen = make(getattr(sizes or sizes_for(*self.kind), kernel))
-        # Of calls with masks and dropout one came out wrong on an H100 with Triton 3.6 in tiles of one
-        # block (right under the interpreter); what nothing is added to or dropped from is tested throughout.
+        # Compiled by Triton 3.6 for an H100, tiles of one block multiply the wrong weights and values where
+        # a padding mask, a window and dropout meet (the log-sum-exp is right, and so is all under the
+        # interpreter); what nothing is added to or dropped from is tested throughout.
         plain = not arguments.masked and not arguments.dropout_p
         scattered = scattered_sizes_for(*self.kind) if sizes is None and plain else None
         size = getattr(scattered, kernel, None)

@@ -64,7 +64,7 @@ def token_reach(layouts, seq_len: int, causal) -> list[np.ndarray]:
             pairs = np.tril(pairs) if dense_causal else pairs
         else:
             pairs = attended(layout, seq_len, layout.causal if causal is None else causal).any(0)
-        reached.append(reached[-1] | (pairs.astype(int) @ reached[-1].astype(int) > 0))
+        reached.append(reached[-1] | (pairs.astype(np.float32) @ reached[-1].astype(np.float32) > 0))
     return reached
 
 

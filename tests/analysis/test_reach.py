@@ -40,27 +40,28 @@ def test_every_number_is_that_of_boolean_matrix_products(oracle, data):
     assert (found.layers, found.sampled) == (len(layouts), False)
     for layer, pairs in enumerate(expected):
         assert np.array_equal(found.reached_pairs[layer], of_blocks(pairs, found.block))
-        assert np.array_equal(found.counts[layer].by_distance(), by_distance(pairs))
+        assert np.array_equal(found.pairs_by_distance(layer), by_distance(pairs))
     assert np.array_equal(found.possible_pairs, of_blocks(possible, found.block))
-    assert np.array_equal(found.possible.by_distance(), by_distance(possible))
+    assert np.array_equal(found.possible_by_distance(), by_distance(possible))
     assert found.all_pairs == possible.sum()
     assert found.unreachable_pairs == possible.sum() - expected[-1].sum()
-    everything = [[found.reaches(s, t) for s in range(seq_len)] for t in range(seq_len)]
-    assert np.array_equal(np.array(everything), expected[-1])
+    for layer in {1, len(layouts)}:
+        everything = [[found.reaches(s, t, layer) for s in range(seq_len)] for t in range(seq_len)]
+        assert np.array_equal(np.array(everything), expected[layer])
 
 
 @settings(max_examples=60)
 @given(st.data(), st.integers(1, 3), st.integers(0, 9))
 def test_a_sample_counts_the_pairs_of_its_sources_alone(oracle, data, max_sources, seed):
     layouts, seq_len, causal = data.draw(oracle.models())
-    found = reach(layouts, seq_len, causal, max_sources=max_sources, seed=seed)
+    found = reach(layouts, seq_len, causal, max_sources=max_sources, sample=max_sources, seed=seed)
     sampled = np.isin(np.arange(seq_len) // found.block, found.sources)
     assert found.sources.size == min(max_sources, found.blocks)
     possible = oracle.possible_pairs(layouts, seq_len, causal) & sampled
     for layer, pairs in enumerate(oracle.token_reach(layouts, seq_len, causal)):
         assert np.array_equal(found.reached_pairs[layer], of_blocks(pairs & sampled, found.block))
-        assert np.array_equal(found.counts[layer].by_distance(), by_distance(pairs & sampled))
-    assert np.array_equal(found.possible.by_distance(), by_distance(possible))
+        assert np.array_equal(found.pairs_by_distance(layer), by_distance(pairs & sampled))
+    assert np.array_equal(found.possible_by_distance(), by_distance(possible))
 
 
 @settings(max_examples=60)
@@ -76,6 +77,15 @@ def test_examples_have_no_path_and_are_all_where_few_are_missing(oracle, data, l
     blocks = {(s // found.block, t // found.block) for s, t in zip(source, token, strict=True)}
     apart = {pair for pair in blocks if pair[0] != pair[1]}
     assert len(examples) == len(set(examples)) == min(limit, len(apart))
+
+
+@pytest.mark.parametrize("part", [1, 3, 40])
+def test_rows_gathered_in_parts_are_the_same(oracle, monkeypatch, part):
+    layouts = [oracle.random_layout(70, 2, 2, 0.1, seed, False) for seed in range(2)]
+    monkeypatch.setattr("longspan.analysis.reach._PART", part)
+    found = reach(layouts, 139)
+    for layer, pairs in enumerate(oracle.token_reach(layouts, 139, None)):
+        assert np.array_equal(found.reached_pairs[layer], of_blocks(pairs, 2))
 
 
 def test_a_window_reaches_one_window_further_a_layer():
@@ -132,7 +142,10 @@ def test_bins_add_up_and_their_shares_are_means():
 
 def test_a_sample_is_near_the_whole():
     layout = BigBirdSparsityConfig(num_heads=1, block=16, attention="unidirectional").layout(16384)
-    exact, sample = reach([layout] * 6, 16384), reach([layout] * 6, 16384, max_sources=256, seed=1)
+    exact, sample = (
+        reach([layout] * 6, 16384),
+        reach([layout] * 6, 16384, max_sources=256, sample=256, seed=1),
+    )
     assert sample.sampled
     assert not exact.sampled
     assert sample.share == pytest.approx(exact.share, abs=0.03)
@@ -160,7 +173,7 @@ def test_refusals(oracle):
         reach([layout], 32, max_sources=0)
     with pytest.raises(ValueError, match="causal must be True or False where every layer is dense"):
         reach([None], 32)
-    found = reach([layout], 32, max_sources=1)
+    found = reach([layout], 32, max_sources=1, sample=1)
     outside = next(block for block in range(4) if block not in found.sources) * 8
     with pytest.raises(ValueError, match="which the sample does not hold"):
         found.reaches(outside, 31)

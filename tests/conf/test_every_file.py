@@ -1,6 +1,8 @@
 """Every shipped configuration file: composed, instantiated, and through one batch."""
 
+import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.positions import LEARNED_METHODS, ROTARY_METHODS
-from longspan.training.config import config_dir, instantiate
-from longspan.training.run import build
+from longspan.training.config import ConfigError, config_dir, instantiate
+from longspan.training.run import build, train
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))
 OPTIONS = {
@@ -21,6 +23,8 @@ NEEDED = {
     "data/text_files": ["data.corpus.files=[some.txt]"],
     "data/hub": ["data.corpus.path=some/name"],
     "tokenizer/huggingface": ["tokenizer.name_or_path=some/name"],
+    # The task's own vocabulary, as it chooses itself.
+    "tokenizer/task": ["data=recall"],
     # The fixture `compose` puts the folder of a tiny BERT here.
     "model/pretrained": ["model.name_or_path=PRETRAINED"],
     # The test machine need not have a GPU.
@@ -32,6 +36,10 @@ NEEDED = {
     "trainer/gpu": ["trainer.accelerator=cpu", "trainer.precision=32-true"],
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=1"],
 }
+# A file that says what an option of Hydra's own groups has besides, and the package that it needs.
+PACKAGES = {"experiment/search": "hydra_plugins.hydra_optuna_sweeper"}
+# Files that set keys of several groups.
+GLOBAL = ("experiment", "budget")
 # A pattern, a model and an objective that go together for each option that is about one of them.
 MASKED_MODELS = ("bert", "roberta", "modernbert")
 PAIRS = [
@@ -45,7 +53,17 @@ def option_of(file: Path) -> str:
 
 
 def overrides_of(file: Path) -> list[str]:
+    package = PACKAGES.get(option_of(file))
+    if package is not None and not has_package(package):
+        pytest.skip(f"{package.rpartition('.')[2]} is not installed")
     return [f"{file.parent}={file.stem}", *NEEDED.get(option_of(file), [])]
+
+
+def has_package(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def values_of(node, prefix: str = "") -> dict:
@@ -54,7 +72,10 @@ def values_of(node, prefix: str = "") -> dict:
         return {prefix: node}
     leaves = {}
     for key in node:
-        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) or key == "defaults":
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        # What a file says to Hydra is no part of a run.
+        if key in ("defaults", "hydra"):
             continue
         leaves |= values_of(node[key], f"{prefix}.{key}" if prefix else str(key))
     return leaves
@@ -65,7 +86,7 @@ def test_composes_and_resolves_with_the_values_of_the_file(compose, file):
     config = compose(*overrides_of(file))
     OmegaConf.to_container(config, resolve=True)
     text = OmegaConf.load(config_dir() / file)
-    prefix = "" if file.parent.name == "experiment" else file.parent.name
+    prefix = "" if file.parent.name in GLOBAL else file.parent.name
     overridden = [override.partition("=")[0] for override in overrides_of(file)]
     for key, value in values_of(text, prefix).items():
         if key and key not in overridden:
@@ -89,6 +110,22 @@ def test_instantiates(compose, file):
     config = compose(*overrides_of(file))
     made = instantiate(config[file.parent.name])
     assert type(made).__name__ == config[file.parent.name]["_target_"].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("budget", OPTIONS["budget"])
+def test_a_run_on_every_budget(compose, text_data, budget, capsys):
+    limit = {"none": [], "tokens": [f"budget.tokens={2 * 512}"], "flops": ["budget.flops=1e9"]}
+    enough = {"none": 2, "tokens": 2, "flops": 6, "seconds": 3}
+    steps = ["trainer.max_steps=2"] if budget == "none" else ["trainer.max_steps=3"] * (budget == "seconds")
+    overrides = [f"budget={budget}", *limit.get(budget, []), *(steps or ["trainer.max_steps=-1"])]
+    result = train(compose("experiment=smoke", *text_data, *overrides, "logger=none"))
+    assert result["steps"] == enough[budget]
+    if budget == "none":
+        assert result["budget"] is None
+    else:
+        assert result["budget"]["unit"] == budget
+        assert 0 < result["budget"]["used"] <= result["budget"]["limit"]
+        assert "budget  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", OPTIONS["trainer"])
@@ -208,6 +245,43 @@ def test_a_batch_through_a_pretrained_model_with_every_position(compose, text_da
 @pytest.mark.parametrize("option", ["document_mask=true", "batch_size=3"])
 def test_a_batch_with_other_data_settings(compose, text_data, option):
     one_batch(compose("experiment=smoke", *text_data, f"data.{option}"))
+
+
+TASKS = {
+    "copy": ["data.seq_len=384"],
+    "needle": ["data.seq_len=512"],
+    "recall": [],
+    # The length of the Long Range Arena is none for a test; the grammar is the same.
+    "listops": ["data.corpus.min_length=20", "data.corpus.max_length=200"],
+}
+
+
+def test_the_tasks_are_the_data_that_bring_a_vocabulary():
+    texts = [
+        option
+        for option in OPTIONS["data"]
+        if "tokenizer" in (config_dir() / f"data/{option}.yaml").read_text()
+    ]
+    assert sorted(texts) == sorted(TASKS)
+
+
+@pytest.mark.parametrize(("objective", "model"), [("clm", "llama"), ("mlm", "modernbert")])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_of_every_task(compose, task, objective, model):
+    config = compose(
+        "experiment=smoke", f"data={task}", *TASKS[task], f"objective={objective}", f"model={model}"
+    )
+    assert config.tokenizer["_target_"] == "longspan.data.tasks.tokenizer_of"
+    vocabulary = instantiate(config.tokenizer).vocab_size
+    # A fresh model knows nothing of the words.
+    assert one_batch(config) == pytest.approx(math.log(vocabulary), abs=0.7)
+
+
+def test_a_task_takes_no_other_tokenizer_and_a_text_not_the_tasks(compose, text_data):
+    with pytest.raises(ConfigError, match="the task recall has a vocabulary of its own, tokenizer=task"):
+        build(compose("experiment=smoke", "data=recall", "tokenizer=bytes"))
+    with pytest.raises(ConfigError, match="tokenizer=task is the vocabulary of a synthetic task"):
+        build(compose("experiment=smoke", *text_data, "tokenizer=task"))
 
 
 def test_a_batch_of_the_default_corpus(compose):

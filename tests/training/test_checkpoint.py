@@ -46,6 +46,37 @@ def test_by_steps(tmp_path, make_run):
     assert written == [2, 4, 6, 6]
 
 
+def test_a_step_that_is_validated_is_saved_behind_its_validation(tmp_path, make_run):
+    """A run that is killed while it validates goes on in front of the validation, which it makes again."""
+    steps = []
+
+    class Watch(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            file = tmp_path / "last.ckpt"
+            steps.append(torch.load(file, weights_only=True)["global_step"] if file.exists() else 0)
+
+    last = LastCheckpoint(str(tmp_path), every_n_train_steps=1)
+    make_run(tmp_path, callbacks=[last, Watch()], checkpoints=False, max_steps=5, val_check_interval=2).fit()
+    assert steps == [1, 3, 4]
+
+
+def test_a_checkpoint_stays_until_the_next_one_is_whole(tmp_path, make_run, monkeypatch):
+    run = make_run(tmp_path, max_steps=3, val_check_interval=2)
+    save = pl.Trainer.save_checkpoint
+
+    def save_half(trainer, path, *arguments, **named):
+        if trainer.global_step == 3:
+            with open(path, "wb") as file:
+                file.write(b"half of it")
+            raise OSError("the disk is full")
+        save(trainer, path, *arguments, **named)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save_half)
+    with pytest.raises(OSError, match="the disk is full"):
+        run.fit()
+    assert torch.load(run.last, weights_only=True)["global_step"] == 2
+
+
 def test_a_run_without_validation_leaves_its_end(tmp_path, make_run):
     run = make_run(tmp_path, max_steps=3, limit_val_batches=0)
     run.fit()

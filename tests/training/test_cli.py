@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from longspan.training import cli
-
 ROOT = Path(__file__).parents[2]
 # A small corpus and two steps.
 QUICK = [
@@ -22,23 +20,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture
-def command(monkeypatch, capfd, tmp_path):
-    """command(*arguments) -> (status, stdout, stderr) of the command, in this process and an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capfd.readouterr()
-
-    return call
-
-
 PATTERN_KEYS = "allowed: num_heads, block, different_layout_per_head, num_random_blocks"
 MISTAKES = [
     ("sparsity.blok=3", f"unknown key 'sparsity.blok'; {PATTERN_KEYS}"),
@@ -47,7 +28,7 @@ MISTAKES = [
     ("sparsity.block=abc", "expected int"),
     ("sparsity.block=1.5", "expected int"),
     ("sparsity=foo", "no option 'foo' in the group sparsity; options: bigbird, bslongformer, dense, fixed"),
-    ("spasity=dense", "unknown key 'spasity'; allowed: data, tokenizer, objective, model, sparsity"),
+    ("spasity=dense", "unknown key 'spasity'; allowed: tokenizer, data, objective, model, sparsity"),
     ("trainer.max_stepz=1", "unknown key 'trainer.max_stepz'; allowed: run_dir"),
     ("trainer.max_steps=many", "trainer.max_steps"),
     ("model.foo=1", "unknown key 'model.foo'; allowed: architecture, max_positions, hidden_size"),
@@ -114,6 +95,12 @@ def test_a_sweep_has_no_last_checkpoint(command, tmp_path, path):
         (["ckpt_path=last"], "ckpt_path=last"),
         (["+callbacks.lst.every_n_train_steps=1"], "callbacks.lst has no _target_"),
         (["sparsity.num_heads=3"], "3"),
+        (
+            ["budget=tokens", "budget.tokens=511"],
+            "budget: tokens=511 is less than the 512 that an optimizer step",
+        ),
+        (["budget=flops", "budget.flops=-1"], "budget: flops must be positive and finite, got -1.0"),
+        (["sweep=some"], "sweep=some names the folder of a sweep: add -m"),
         (["loss_chunk=0"], "loss_chunk must be at least 1"),
         ([*QUICK, "attention_backend=cuda"], "attention_backend=cuda: backend must be one of 'auto', "),
     ],

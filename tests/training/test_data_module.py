@@ -18,6 +18,7 @@ from longspan.data import (
 )
 from longspan.data.entropy import byte_entropy
 from longspan.data.rows import RowStream, text_of
+from longspan.training.callbacks.budget import SecondsBudget
 from longspan.training.data_module import DataModule
 
 TEXTS = [f"document {i} " + "abcdefgh"[i % 8] * (i * 13 % 70) for i in range(60)]
@@ -63,7 +64,7 @@ def batches(loader, count=None):
 
 def attach(data, rank=0, world_size=1, **options):
     """A trainer that says which process this is."""
-    defaults = {"accumulate_grad_batches": 1, "max_steps": 20, "limit_train_batches": 1.0}
+    defaults = {"accumulate_grad_batches": 1, "max_steps": 20, "limit_train_batches": 1.0, "callbacks": []}
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, **{**defaults, **options})
     return data
 
@@ -255,6 +256,9 @@ def test_stream_needs_a_number_of_steps():
     with pytest.raises(ValueError, match=r"limit_train_batches=5 .* again and again"):
         attach(make("streamed"), limit_train_batches=5).train_dataloader()
     assert len(attach(make("streamed"), accumulate_grad_batches=3).train_dataloader()) == 60
+    # Time ends such a run: it never comes to the end of what its loader says it has.
+    timed = attach(make("streamed"), max_steps=-1, callbacks=[SecondsBudget(1)])
+    assert len(timed.train_dataloader()) > 10**9
 
 
 def test_stream_takes_one_worker():

@@ -36,6 +36,24 @@ def test_csv_goes_on_below_what_is_there(tmp_path):
     ]
 
 
+def test_csv_forgets_what_was_logged_behind_a_checkpoint(tmp_path):
+    logger = CsvLogger(str(tmp_path))
+    logger.keep_until(3)
+    assert not (tmp_path / "metrics.csv").exists()
+    for step in range(5):
+        logger.log_metrics({"a": float(step)}, step=step)
+    logger.log_metrics({"b": 0.5}, step=2)
+    with open(logger.metrics_file, "a") as file:
+        file.write("1.0,")
+    CsvLogger(str(tmp_path)).keep_until(3)
+    assert [(row["step"], row["a"], row["b"]) for row in rows(tmp_path / "metrics.csv")] == [
+        ("0", "0.0", ""),
+        ("1", "1.0", ""),
+        ("2", "2.0", ""),
+        ("2", "", "0.5"),
+    ]
+
+
 def test_configuration_is_logged_nested(tmp_path):
     configuration = {"trainer": {"max_steps": 3}, "corpus": {"train": {"sha256": "ab", "bytes": 7}}}
     logger = CsvLogger(str(tmp_path))
@@ -119,6 +137,8 @@ def test_wandb_leaves_the_environment_alone(tmp_path, monkeypatch):
     import wandb
 
     class Opened:
+        id = "abc"
+
         def finish(self, exit_code):
             opened.append(exit_code)
 

@@ -16,6 +16,9 @@ import torch
 spec = importlib.util.spec_from_file_location("tiny", {conftest!r})
 tiny = importlib.util.module_from_spec(spec); spec.loader.exec_module(tiny)
 import lightning.pytorch as pl
+from longspan.analysis.flops import Flops
+from longspan.training.callbacks.evaluation import Evaluation
+from longspan.training.callbacks.throughput import Throughput
 
 class Share(tiny.TinyData):
     # Other sequences, and another number of them, in each process; the global generators differ too.
@@ -34,18 +37,26 @@ class Copy(pl.Callback):
         if trainer.global_step == 3:
             trainer.save_checkpoint("third.ckpt", weights_only=False)
 
+class Uneven(Throughput):
+    # The scored positions of the processes, and so their FLOPs, may differ.
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if trainer.global_rank:
+            self._total = Flops(0, 0)
+        super().on_validation_epoch_end(trainer, pl_module)
+
 def run(name, ckpt_path=None, callbacks=()):
     run = tiny.Run(Path(name), Share(), callbacks=callbacks, max_steps=6, strategy="ddp", devices=2)
     run.fit(ckpt_path)
     return run
 
-whole = run("whole", callbacks=[Copy()])
+whole = run("whole", callbacks=[Copy(), Evaluation("whole", position_buckets=8), Uneven()])
 resumed = run("resumed", "third.ckpt")
 if whole.trainer.is_global_zero:
     facts = {{
         "same": all(torch.equal(resumed.weights[name], value) for name, value in whole.weights.items()),
         "loss": [whole.val_loss, resumed.val_loss],
         "bits": float(whole.trainer.callback_metrics["val/bits_per_byte"]),
+        "flops": float(whole.trainer.callback_metrics["cost/flops"]),
         "tokens": [whole.module.tokens_seen, resumed.module.tokens_seen],
     }}
     whole.model.eval()
@@ -56,6 +67,16 @@ if whole.trainer.is_global_zero:
         logits = whole.model(batch["input_ids"]).logits
         nats += float(whole.module.objective.loss(logits, batch["labels"]).detach()) * size * tiny.LENGTH
     facts["expected"] = nats / (6 * tiny.LENGTH)
+    facts["positions"] = json.loads(Path("whole/evaluation.json").read_text())["by_position"]
+    batches = [tiny.collate([tiny.Sequences(f, n)[i] for i in range(n)]) for f, n in ((1000, 2), (1010, 4))]
+    logits = [whole.model(batch["input_ids"]).logits for batch in batches]
+    each = [
+        torch.nn.functional.cross_entropy(one.transpose(1, 2), batch["labels"], reduction="none")
+        for one, batch in zip(logits, batches)
+    ]
+    facts["expected_positions"] = torch.cat(each).mean(0).tolist()
+    right = [one.argmax(-1) == batch["labels"] for one, batch in zip(logits, batches)]
+    facts["right"] = torch.cat(right).float().mean(0).tolist()
     Path("facts.json").write_text(json.dumps(facts))
 """
 
@@ -76,6 +97,13 @@ def test_two_processes(tmp_path):
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["loss"][0] == pytest.approx(facts["expected"], rel=1e-5)
     assert facts["bits"] == pytest.approx(facts["expected"] / math.log(2), rel=1e-5)
+    assert [one["scored"] for one in facts["positions"]] == [6] * 8
+    losses = [one["loss"] for one in facts["positions"]]
+    assert losses == pytest.approx(facts["expected_positions"], rel=1e-5)
+    assert [one["accuracy"] for one in facts["positions"]] == pytest.approx(facts["right"], rel=1e-5)
     assert facts["same"]
     assert facts["loss"][0] == facts["loss"][1]
     assert facts["tokens"] == [6 * 2 * 16, 6 * 2 * 16]
+    # Of both processes, twice those of the first; two layers of 8 x 8 and 8 x 11, forward and backward.
+    assert facts["flops"] == 6 * 2 * 6 * (64 + 88) * 16
+    assert "recommended to use" not in done.stderr

@@ -1,6 +1,7 @@
 """longspan.training.schemas: dataclasses from signatures, and files read through them."""
 
 import dataclasses
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -137,3 +138,14 @@ def test_keys_of_a_target_with_kwargs_are_open():
 def test_partial_is_kept():
     config = typed(_partial_=True)
     assert config["_partial_"] is True
+
+
+def test_a_configuration_keeps_its_types_when_it_is_sent_to_another_process():
+    target = "longspan.sparsity.BigBirdSparsityConfig"
+    node = OmegaConf.structured(schemas.schema_of(target))
+    again = pickle.loads(pickle.dumps(node))
+    assert OmegaConf.get_type(again) is schemas.schema_of(target)
+    assert again == node
+    assert pickle.loads(pickle.dumps(schemas.schema_of(target))) is schemas.schema_of(target)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = schemas.nothing

@@ -5,6 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
+from longspan.training.seeds_table import group_seeds, seeds_table
 from longspan.training.sweep import SweepTable, collect, record_failure
 
 
@@ -69,3 +70,36 @@ def test_a_sweep_without_failures_ends_well(tmp_path, capsys):
     job(tmp_path, "0_dense", ["sparsity=dense"], result("dense", 2.5))
     end(tmp_path)
     assert "sparsity=dense" in capsys.readouterr().out
+
+
+def test_what_an_earlier_command_left_unfinished_is_left_out(sweep):
+    (sweep / "jobs.json").write_text(json.dumps(["2_fixed", "3_bigbird"]))
+    found = collect(sweep)
+    assert [run["name"] for run in found.results] == ["fixed", "dense"]
+    assert list(found.failures) == ["3_bigbird (sparsity=bigbird seed=1)"]
+
+
+def of_seed(name, seed, loss, order=1):
+    one = result(name, loss)
+    return {**one, "overrides": [f"sparsity={name}", f"seed={seed}", "data=text_files"][::order]}
+
+
+def test_seeds_are_one_row_with_mean_and_standard_deviation():
+    runs = [
+        of_seed("fixed", 0, 2.0),
+        of_seed("fixed", 1, 3.0, order=-1),
+        of_seed("fixed", 2, 4.0),
+        of_seed("dense", 0, 2.5),
+        of_seed("dense", 1, 9.0) | {"metrics": {"val_loss": None, "bits_per_byte": None}},
+    ]
+    assert [len(group) for group in group_seeds(runs).values()] == [3, 2]
+    table = seeds_table(runs)
+    lines = [list(column.cells) for column in table.columns]
+    assert lines[0] == ["*", ""]
+    assert [str(cell) for cell in lines[1]] == ["sparsity=dense", "sparsity=fixed"]
+    assert lines[4] == ["2", "3"]
+    assert lines[5] == ["2.5000", "3.0000 ± 1.0000"]
+
+
+def test_runs_of_one_seed_need_no_second_table():
+    assert seeds_table([of_seed("fixed", 0, 2.0), of_seed("dense", 0, 2.0)]) is None

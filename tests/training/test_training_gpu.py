@@ -57,7 +57,6 @@ def test_fused_and_memory(tmp_path, make_run):
     assert len(measure._window) == 11
     assert all(part >= 0 for part in measure.split.values())
     assert 0 < sum(measure.split.values()) < 1.5 * measure.step_seconds
-    assert 11 * measure.step_seconds < 3 * measure.seconds
     peak = device_peak_rate(torch.device("cuda", 0), "32-true")
     assert (measure.mfu is None) == (peak is None)
     if peak is not None:

@@ -109,6 +109,61 @@ def _of_layout(layout: BlockLayout, number: int, seq_len: int, causal: bool) -> 
     )
 
 
+def count_pairs(
+    seq_len: int, block: int, sources: np.ndarray, packed: np.ndarray, diagonal: np.ndarray
+) -> tuple[np.ndarray, PairCounts]:
+    """Count the pairs of tokens of a state of `longspan.analysis.reach`.
+
+    Args:
+        seq_len: tokens of the sequence.
+        block: tokens a block.
+        sources: blocks, int64 ascending, one a bit.
+        packed: uint64 ``[blocks, words]``: which of the sources are joined with a block.
+        diagonal: int8 ``[blocks]``: what of its own block a token is joined with, where the bit does not say
+            all.
+
+    Returns:
+        Pairs of the tokens of each block, int64 ``[blocks]``, and what their distances depend on.
+
+    """
+    blocks = diagonal.size
+    last = blocks - 1
+    sizes = np.full(blocks, block)
+    sizes[-1] = seq_len - last * block
+    # The last block, where it is among the sources, is the last of them.
+    has_last = int(sources[-1] == last)
+    inner = sources[: sources.size - has_last]
+    bit_of = np.full(blocks, -1)
+    bit_of[sources] = np.arange(sources.size)
+    between = np.zeros(2 * blocks - 1, dtype=np.int64)
+    last_row, last_column = np.zeros(blocks, dtype=np.int64), np.zeros(blocks, dtype=np.int64)
+    within = np.zeros((2, 3), dtype=np.int64)
+    pairs = np.zeros(blocks, dtype=np.int64)
+    for row in range(blocks):
+        joined = unpacked(packed[row], sources.size)
+        size, bit = int(sizes[row]), bit_of[row]
+        if bit >= 0:
+            state = WHOLE if joined[bit] else int(diagonal[row])
+            joined[bit] = False
+            pairs[row] = (size, size * (size + 1) // 2, size * size)[state]
+            within[int(row == last), state] += 1
+        last_column[row] = joined[inner.size :].sum()
+        pairs[row] += size * (
+            int(np.count_nonzero(joined[: inner.size])) * block + last_column[row] * sizes[-1]
+        )
+        if row == last:
+            last_row[inner] = joined[: inner.size]
+        else:
+            between[row - inner + last] += joined[: inner.size]
+    return pairs, PairCounts(seq_len, block, between, last_row, last_column, within[0], within[1])
+
+
+def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
+    """The first bits of a row, the lowest of the first word first: bool ``[bits]``."""
+    octets = words.astype("<u8").view(np.uint8)
+    return np.unpackbits(octets, count=bits, bitorder="little").astype(bool)
+
+
 def _profile(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Differences ``u - v`` of ``u < rows`` and ``v < columns``, and how often each occurs."""
     difference = np.arange(1 - columns, rows)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from longspan.analysis.reach import Reach
 from longspan_kernels import drawing
 from longspan_kernels.layout import BlockLayout
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # More panels than this say no more at a glance.
@@ -42,20 +46,130 @@ def draw_pattern(layouts: BlockLayout | Sequence[BlockLayout], title: str = "") 
     across = min(len(shown), _PANELS_A_ROW)
     down = -(-len(shown) // across)
     figure = Figure(figsize=(max(4.4, 3.1 * across), 3.5 * down + 0.4), layout="constrained")
-    for number, (label, layout, head) in enumerate(shown):
-        ax = figure.add_subplot(down, across, number + 1)
-        drawing.plot(layout, ax, head)
-        ax.tick_params(labelsize=7)
-        ax.set_xlabel("key block", fontsize=8)
-        ax.set_ylabel("query block", fontsize=8)
-        offsets = layout.row_offsets[int(layout.head_layouts[head])]
-        kept = int(offsets[-1] - offsets[0]) / max(1, layout.q_blocks * layout.k_blocks)
-        lines = [*([label] if label else []), f"{kept:.1%} of the blocks of {layout.block}"]
-        ax.set_title("\n".join(lines), fontsize=9)
+    for number, panel in enumerate(shown):
+        _draw_panel(figure.add_subplot(down, across, number + 1), *panel)
     left_out = f" ({len(panels) - len(shown)} more not shown)" if len(panels) > len(shown) else ""
     if title or left_out:
         figure.suptitle(f"{title}{left_out}".strip(), fontsize=11)
     return figure
+
+
+def draw_reach(layouts: Sequence[BlockLayout | None], found: Reach, title: str = "") -> Figure:
+    """Draw a model's patterns, and what they reach by layer, by distance and by position.
+
+    Above, at most four of the panels of `draw_pattern`; then which blocks have a path to which after some of
+    the layers; below, shares of the possible pairs, a line a layer.
+
+    Args:
+        layouts: one for each layer; None for a dense one, which has no panel.
+        found: their reach.
+        title: written above.
+
+    Returns:
+        A figure that belongs to no window.
+
+    """
+    from matplotlib.figure import Figure
+
+    kept = [layout for layout in layouts if layout is not None]
+    panels = _panels(kept, many=True)[:_PANELS_A_ROW] if kept else []
+    # A single panel leaves room beside it.
+    shown = _some_layers(found.layers, _PANELS_A_ROW - (len(panels) == 1))
+    above = len(panels) > 1
+    figure = Figure(figsize=(12.4, 10.4 if above else 7.0), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    parts: Any = figure.subfigures(2 + above, 1)
+    axes = _row_of_axes(parts[0], len(panels) + (0 if above else len(shown)))
+    for panel in panels:
+        _draw_panel(axes.pop(0), *panel)
+    if above:
+        axes = _row_of_axes(parts[1], len(shown))
+    for layer in shown:
+        ax = axes.pop(0)
+        ax.imshow(
+            np.sqrt(found.raster(layer)),
+            cmap=_colours("#7a2e0e"),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+            extent=(0, found.blocks, found.blocks, 0),
+        )
+        ax.set_title(f"after {_layers(layer)}: {found.share[layer]:.1%} reached", fontsize=9)
+        _label(ax, f"source, block of {found.block}", "token's block")
+    _draw_lines(parts[-1], found)
+    return figure
+
+
+def _draw_lines(part: Any, found: Reach) -> None:
+    """Shares by distance and by position, a line a layer."""
+    from matplotlib import colormaps
+
+    by_distance, by_position = part.subplots(1, 2)
+    shown = _some_layers(found.layers, 8)
+    edges, shares = found.by_distance_bins()
+    # The middle of a bin on a logarithmic axis; distance 0 is a token itself.
+    middles = np.sqrt(edges[1:-1] * (edges[2:] - 1.0))
+    position = (np.arange(found.blocks) + 0.5) * found.block
+    for number, layer in enumerate(shown):
+        style = {
+            "color": colormaps["viridis"](0.9 * number / max(1, len(shown) - 1)),
+            "label": _layers(layer),
+            "linewidth": 1.4,
+        }
+        by_distance.plot(middles, 100 * shares[layer, 1:], marker=".", **style)
+        by_position.plot(position, 100 * found.by_position()[layer], **style)
+    by_distance.set_xscale("log", base=2)
+    for ax, name in (
+        (by_distance, "distance in tokens"),
+        (by_position, "position of the token"),
+    ):
+        ax.set_ylim(-3, 103)
+        ax.grid(color="#dddddd", linewidth=0.6)
+        _label(ax, name, "% of the possible pairs reached")
+    by_position.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _draw_panel(ax: Axes, label: str, layout: BlockLayout, head: int) -> None:
+    drawing.plot(layout, ax, head)
+    _label(ax, "key block", "query block")
+    offsets = layout.row_offsets[int(layout.head_layouts[head])]
+    kept = int(offsets[-1] - offsets[0]) / max(1, layout.q_blocks * layout.k_blocks)
+    lines = [*([label] if label else []), f"{kept:.1%} of the blocks of {layout.block}"]
+    ax.set_title("\n".join(lines), fontsize=9)
+
+
+def _label(ax: Axes, x: str, y: str) -> None:
+    ax.tick_params(labelsize=7)
+    ax.set_xlabel(x, fontsize=8)
+    ax.set_ylabel(y, fontsize=8)
+
+
+def _row_of_axes(part: Any, wanted: int) -> list[Axes]:
+    """At least as many axes beside one another as keep panels from growing; what is too many stays blank."""
+    axes = list(np.atleast_1d(part.subplots(1, _PANELS_A_ROW)))
+    for ax in axes[wanted:]:
+        ax.set_axis_off()
+    return axes
+
+
+def _layers(number: int) -> str:
+    return f"{number} layer" if number == 1 else f"{number} layers"
+
+
+def _colours(dark: str) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("reached", ["#f4f1ea", dark]).with_extremes(bad="#ffffff")
+
+
+def _some_layers(layers: int, most: int) -> list[int]:
+    """At most so many of the layers 1 … ``layers``: the first ones close together, and the last."""
+    if layers <= most:
+        return list(range(1, layers + 1))
+    spread = np.unique(np.round(np.geomspace(1, layers, most)).astype(int)).tolist()
+    missing = [layer for layer in range(1, layers + 1) if layer not in spread]
+    return sorted(spread + missing[: most - len(spread)])
 
 
 def _panels(layouts: list[BlockLayout], many: bool) -> list[tuple[str, BlockLayout, int]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,11 +26,13 @@ from longspan.analysis.connections import (
     common_block,
     connections,
 )
-from longspan.analysis.pair_counts import PairCounts
+from longspan.analysis.pair_counts import PairCounts, count_pairs, unpacked
 from longspan_kernels.layout import BlockLayout
 
 # Sources up to which every block is one: 4,096 blocks take a second or two.
 MAX_SOURCES = 4096
+# Sources that are followed of more than that: shares are then known to a percent or two.
+SAMPLE = 1024
 # Words that a gathered part of the rows may take, 8 bytes each.
 _PART = 1 << 22
 
@@ -44,15 +47,11 @@ class Reach:
         causal: whether every layer is causal; a token may then be reached by itself and earlier ones alone,
             else by all.
         sources: the blocks whose spreading was followed, int64 ascending: all of them, or a random sample.
-        reached_pairs: int64 ``[layers + 1, blocks]``: pairs of a token of the block with a token of a source
-            that has a path to it, after so many layers; a token has one to itself.
-        possible_pairs: int64 ``[blocks]``: the same of all pairs that causality allows.
-        counts: the reached pairs of each layer by distance.
-        possible: the possible ones by distance.
-        packed: uint64 ``[blocks, words]``: after the last layer, bit ``s`` of row ``i`` is set where every
-            token of source ``s`` reaches every token of block ``i``.
-        diagonal: int8 ``[blocks]``: which tokens of its own block reach a token (ITSELF, EARLIER, WHOLE),
-            after the last layer.
+        packed: for 0 … ``layers`` layers uint64 ``[blocks, words]``: bit ``s`` of row ``i`` is set where
+            every token of source ``s`` reaches every token of block ``i``.
+        diagonal: for 0 … ``layers`` layers int8 ``[blocks]``: which tokens of its own block reach a token
+            (ITSELF, EARLIER, WHOLE), where its bit does not say that all do.
+        goal: uint64 ``[blocks, words]``: the bits that can ever be set.
 
     """
 
@@ -60,27 +59,61 @@ class Reach:
     block: int
     causal: bool
     sources: np.ndarray
-    reached_pairs: np.ndarray
-    possible_pairs: np.ndarray
-    counts: tuple[PairCounts, ...]
-    possible: PairCounts
-    packed: np.ndarray
-    diagonal: np.ndarray
+    packed: tuple[np.ndarray, ...]
+    diagonal: tuple[np.ndarray, ...]
+    goal: np.ndarray
 
     @property
     def layers(self) -> int:
         """Number of layers."""
-        return len(self.counts) - 1
+        return len(self.packed) - 1
 
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return self.diagonal.size
+        return self.goal.shape[0]
 
     @property
     def sampled(self) -> bool:
         """Whether the numbers are estimates from a sample of the sources."""
         return self.sources.size < self.blocks
+
+    @cached_property
+    def _counted(self) -> dict[int, tuple[np.ndarray, PairCounts]]:
+        """What was counted so far, by the identity of the state: layers that change nothing share one."""
+        return {}
+
+    def _count(self, layer: int) -> tuple[np.ndarray, PairCounts]:
+        state = self.packed[layer], self.diagonal[layer]
+        if id(state[0]) not in self._counted:
+            self._counted[id(state[0])] = count_pairs(self.seq_len, self.block, self.sources, *state)
+        return self._counted[id(state[0])]
+
+    @cached_property
+    def _possible(self) -> tuple[np.ndarray, PairCounts]:
+        own = np.full(self.blocks, EARLIER if self.causal else WHOLE, dtype=np.int8)
+        return count_pairs(self.seq_len, self.block, self.sources, self.goal, own)
+
+    @property
+    def reached_pairs(self) -> np.ndarray:
+        """Pairs of a token of the block and one of a source that reaches it: int64 ``[layers + 1, blocks]``.
+
+        A token reaches itself.
+        """
+        return np.stack([self._count(layer)[0] for layer in range(self.layers + 1)])
+
+    @property
+    def possible_pairs(self) -> np.ndarray:
+        """The same of all pairs that causality allows: int64 ``[blocks]``."""
+        return self._possible[0]
+
+    def pairs_by_distance(self, layer: int = -1) -> np.ndarray:
+        """Pairs of tokens reached after ``layer`` layers, at each distance in tokens: int64 ``[seq_len]``."""
+        return self._count(layer)[1].by_distance()
+
+    def possible_by_distance(self) -> np.ndarray:
+        """The same of all pairs that causality allows: int64 ``[seq_len]``."""
+        return self._possible[1].by_distance()
 
     @property
     def share(self) -> np.ndarray:
@@ -95,7 +128,7 @@ class Reach:
     @property
     def unreachable_pairs(self) -> int:
         """Possible pairs of tokens without a path after the last layer; of a sample, the estimate."""
-        missing = int(self.possible_pairs.sum() - self.reached_pairs[-1].sum())
+        missing = int(self.possible_pairs.sum() - self._count(-1)[0].sum())
         return round(self.all_pairs * missing / int(self.possible_pairs.sum())) if self.sampled else missing
 
     def by_position(self) -> np.ndarray:
@@ -111,7 +144,7 @@ class Reach:
 
         Distance is in tokens; without causality both directions count. NaN where the sample has no pair.
         """
-        return _share(self.counts[layer].by_distance(), self.possible.by_distance())
+        return _share(self.pairs_by_distance(layer), self.possible_by_distance())
 
     def by_distance_bins(self, edges: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Share of the pairs reached after each layer, in bins of distances.
@@ -133,15 +166,15 @@ class Reach:
         if places.size < 2 or (np.diff(places) <= 0).any() or places[0] < 0 or places[-1] > self.seq_len:
             raise ValueError(f"edges must ascend within [0, {self.seq_len}], got {list(edges)}")
 
-        def binned(pairs: PairCounts) -> np.ndarray:
-            before = np.concatenate([[0], pairs.by_distance().cumsum()])
-            return np.diff(before[places])
+        def binned(pairs: np.ndarray) -> np.ndarray:
+            return np.diff(np.concatenate([[0], pairs.cumsum()])[places])
 
-        possible = binned(self.possible)
-        return places, np.stack([_share(binned(one), possible) for one in self.counts])
+        possible = binned(self.possible_by_distance())
+        reached = [binned(self.pairs_by_distance(layer)) for layer in range(self.layers + 1)]
+        return places, _share(np.stack(reached), possible)
 
-    def reaches(self, source: int, token: int) -> bool:
-        """Whether token ``source`` has a path to ``token`` after the last layer.
+    def reaches(self, source: int, token: int, layer: int = -1) -> bool:
+        """Whether token ``source`` has a path to ``token`` after ``layer`` layers.
 
         Raises:
             ValueError: a position is out of range, or the source's block is not in the sample.
@@ -154,11 +187,37 @@ class Reach:
         bit = int(np.searchsorted(self.sources, from_block))
         if bit == self.sources.size or self.sources[bit] != from_block:
             raise ValueError(f"source {source} lies in block {from_block}, which the sample does not hold")
-        if int(self.packed[to_block, bit // 64]) >> (bit % 64) & 1:
+        if int(self.packed[layer][to_block, bit // 64]) >> (bit % 64) & 1:
             return True
         if from_block != to_block:
             return False
-        return source == token or (self.diagonal[to_block] >= EARLIER and source <= token)
+        return source == token or (int(self.diagonal[layer][to_block]) >= EARLIER and source <= token)
+
+    def raster(self, layer: int = -1, cells: int = 256) -> np.ndarray:
+        """Share of the pairs of blocks with a path after ``layer`` layers, in cells of a picture.
+
+        A row is a token's block, a column a source's. A pair of blocks counts where all its tokens are
+        joined, a block with itself always.
+
+        Args:
+            layer: after how many layers.
+            cells: cells a side at the most.
+
+        Returns:
+            float64 ``[side, side]``; NaN where a cell holds no source.
+
+        """
+        side = min(cells, self.blocks)
+        row_cell, column_cell = (
+            np.arange(self.blocks) * side // self.blocks,
+            self.sources * side // self.blocks,
+        )
+        joined = np.zeros((side, side), dtype=np.int64)
+        for row in range(self.blocks):
+            bits = unpacked(self.packed[layer][row], self.sources.size) | (self.sources == row)
+            joined[row_cell[row]] += np.bincount(column_cell, weights=bits, minlength=side).astype(np.int64)
+        rows, columns = (np.bincount(of, minlength=side) for of in (row_cell, column_cell))
+        return _share(joined, rows[:, None] * columns)
 
     def unreachable_examples(self, limit: int = 5) -> list[tuple[int, int]]:
         """Pairs ``(source, token)`` of different blocks without a path, the last tokens first.
@@ -167,7 +226,7 @@ class Reach:
         """
         found: list[tuple[int, int]] = []
         for row in range(self.blocks - 1, -1, -1):
-            joined = _unpacked(self.packed[row], self.sources.size)
+            joined = unpacked(self.packed[-1][row], self.sources.size)
             allowed = self.sources < row if self.causal else self.sources != row
             missing = self.sources[allowed & ~joined][: limit - len(found)]
             token = min((row + 1) * self.block, self.seq_len) - 1
@@ -183,12 +242,13 @@ def reach(
     causal: bool | None = None,
     *,
     max_sources: int = MAX_SOURCES,
+    sample: int = SAMPLE,
     seed: int = 0,
 ) -> Reach:
     """Follow the paths of information through the layers of a model.
 
-    Exact where the sequence has at most ``max_sources`` blocks. Beyond, the spreading of so many blocks drawn
-    at random is followed, through all layers and to every token: shares are then unbiased estimates. A
+    Exact where the sequence has at most ``max_sources`` blocks. Beyond, the spreading of ``sample`` blocks
+    drawn at random is followed, through all layers and to every token: shares are then unbiased estimates. A
     window of the model's own, beside the layouts (ModernBERT's local layers), is not known here, so that such
     a model reaches less.
 
@@ -198,17 +258,19 @@ def reach(
         causal: whether the layers are causal to the token, as those of a causal model are whatever their
             layouts say; None: each as its layout says.
         max_sources: blocks up to which all are followed.
+        sample: how many are followed of more than that.
         seed: of the sample.
 
     Raises:
-        ValueError: no layout, a layout of another length, ``max_sources`` under 1, or a dense layer where
-            nothing says whether it is causal.
+        ValueError: no layout, a layout of another length, a number under 1, or a dense layer where nothing
+            says whether it is causal.
 
     """
     if not layouts:
         raise ValueError("layouts must hold one for each layer, got none")
-    if seq_len < 1 or max_sources < 1:
-        raise ValueError(f"seq_len and max_sources must be at least 1, got {seq_len} and {max_sources}")
+    for name, value in (("seq_len", seq_len), ("max_sources", max_sources), ("sample", sample)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if causal is None and all(layout is None for layout in layouts):
         raise ValueError("causal must be True or False where every layer is dense, got None")
     block = common_block(layouts)
@@ -224,35 +286,29 @@ def reach(
     blocks = layers[0].blocks
     sources = np.arange(blocks)
     if blocks > max_sources:
-        sources = np.sort(np.random.default_rng(seed).choice(blocks, max_sources, replace=False))
+        sources = np.sort(np.random.default_rng(seed).choice(blocks, min(sample, blocks), replace=False))
     own_bit = _one_bit(blocks, sources)
     # What a row can hold at the most: the sources before it, or all.
     most = np.searchsorted(sources, np.arange(blocks)) if every_causal else np.full(blocks, sources.size)
     goal = _low_bits(most, own_bit.shape[1])
-    packed = np.zeros_like(own_bit)
-    diagonal = np.zeros(blocks, dtype=np.int8)
-    count = _Counter(seq_len, block, sources)
-    reached = [count(packed, diagonal)]
+    states = [(np.zeros_like(own_bit), np.full(blocks, ITSELF, dtype=np.int8))]
     for number, layer in enumerate(layers):
-        before = packed.copy(), diagonal.copy()
-        _step(packed, diagonal, layer, own_bit, goal)
-        changed = not (np.array_equal(before[0], packed) and np.array_equal(before[1], diagonal))
-        if not changed and all(later is layer for later in layers[number:]):
-            reached += [reached[-1]] * (len(layers) - number)
-            break
-        reached.append(count(packed, diagonal) if changed else reached[-1])
-    possible_rows, possible = count(goal, np.full(blocks, EARLIER if every_causal else WHOLE, dtype=np.int8))
+        if number > 1 and layer is layers[number - 1] and states[-1] is states[-2]:
+            # The same layer changed nothing before.
+            state = states[-1]
+        else:
+            state = _step(*states[-1], layer, own_bit, goal)
+        if all(np.array_equal(now, before) for now, before in zip(state, states[-1], strict=True)):
+            state = states[-1]
+        states.append(state)
     return Reach(
         seq_len,
         block,
         every_causal,
         sources,
-        np.stack([rows for rows, _ in reached]),
-        possible_rows,
-        tuple(pairs for _, pairs in reached),
-        possible,
-        packed,
-        diagonal,
+        tuple(bits for bits, _ in states),
+        tuple(own for _, own in states),
+        goal,
     )
 
 
@@ -262,8 +318,9 @@ def _step(
     layer: Connections,
     own_bit: np.ndarray,
     goal: np.ndarray,
-) -> None:
-    """Let one layer read, in place. Bits of a row's own block mean that all its tokens reach one another."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let one layer read. The bit of a row's own block means that all its tokens reach one another."""
+    packed = packed.copy()
     if layer.complete:
         if layer.causal:
             _read_all_earlier(packed, own_bit)
@@ -273,7 +330,7 @@ def _step(
         _read_columns(packed, layer, own_bit, goal)
         whole = layer.diagonal == WHOLE
         packed[whole] |= own_bit[whole]
-    np.maximum(diagonal, layer.diagonal, out=diagonal)
+    return packed, np.maximum(diagonal, layer.diagonal)
 
 
 def _read_all_earlier(packed: np.ndarray, own_bit: np.ndarray) -> None:
@@ -298,42 +355,6 @@ def _read_columns(packed: np.ndarray, layer: Connections, own_bit: np.ndarray, g
         packed[part] |= np.bitwise_or.reduceat(held[layer.columns[places]], starts, axis=0)
 
 
-class _Counter:
-    """Counts the pairs of tokens of a state: of each block, and what their distances depend on."""
-
-    def __init__(self, seq_len: int, block: int, sources: np.ndarray) -> None:
-        self.seq_len, self.block, self.sources = seq_len, block, sources
-        self.blocks = -(-seq_len // block)
-        self.sizes = np.full(self.blocks, block)
-        self.sizes[-1] = seq_len - (self.blocks - 1) * block
-
-    def __call__(self, packed: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, PairCounts]:
-        sources, last = self.sources, self.blocks - 1
-        inner = sources != last
-        between = np.zeros(2 * self.blocks - 1, dtype=np.int64)
-        last_row, last_column = np.zeros(self.blocks, dtype=np.int64), np.zeros(self.blocks, dtype=np.int64)
-        within, within_last = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
-        pairs = np.zeros(self.blocks, dtype=np.int64)
-        bit_of = np.full(self.blocks, -1)
-        bit_of[sources] = np.arange(sources.size)
-        for row in range(self.blocks):
-            joined = _unpacked(packed[row], sources.size)
-            size, bit = int(self.sizes[row]), bit_of[row]
-            if bit >= 0:
-                state = WHOLE if joined[bit] else int(diagonal[row])
-                joined[bit] = False
-                pairs[row] = {ITSELF: size, EARLIER: size * (size + 1) // 2, WHOLE: size * size}[state]
-                (within_last if row == last else within)[state] += 1
-            pairs[row] += size * int(joined @ self.sizes[sources])
-            if row == last:
-                last_row[sources] = joined
-            else:
-                between[row - sources[inner] + last] += joined[inner]
-                last_column[row] = joined[~inner].sum()
-        counts = PairCounts(self.seq_len, self.block, between, last_row, last_column, within, within_last)
-        return pairs, counts
-
-
 def _one_bit(blocks: int, sources: np.ndarray) -> np.ndarray:
     """A bit for each source, set in the source's own row alone: uint64 ``[blocks, words]``."""
     bits = np.zeros((blocks, -(-sources.size // 64)), dtype=np.uint64)
@@ -348,12 +369,6 @@ def _low_bits(counts: np.ndarray, words: int) -> np.ndarray:
     # A shift by 64 is not defined.
     low = (np.uint64(1) << np.minimum(in_word, 63)) - np.uint64(1)
     return np.where(in_word == 64, np.iinfo(np.uint64).max, low)
-
-
-def _unpacked(words: np.ndarray, bits: int) -> np.ndarray:
-    """The first bits of a row, the lowest of the first word first: bool ``[bits]``."""
-    octets = words.astype("<u8").view(np.uint8)
-    return np.unpackbits(octets, count=bits, bitorder="little").astype(bool)
 
 
 def _share(reached: np.ndarray, possible: np.ndarray) -> np.ndarray:

@@ -57,22 +57,34 @@ class Objective(ABC):
             int64 tensors: `input_ids` `[batch, seq_len]`; `labels` `[batch, seq_len]`, the target of each
             position, -100 where it is not scored; `num_bytes` `[batch]`, the bytes of text that the scored
             labels stand for; with `document_mask` also `document_ids` `[batch, seq_len]`, equal inside one
-            document, and `position_ids` `[batch, seq_len]`, counted from the start of the document or of
-            the sequence, whichever is later.
+            document, and `position_ids` `[batch, seq_len]`, counted from the start of the document or of the
+            sequence, whichever is later. Samples of a task score their answers alone and have no bytes: in
+            place of `num_bytes` come `distances` `[batch, seq_len]`, how many tokens lie between a position
+            and the token that it has to read its label from, -1 where there is none, and `cells` `[batch]`.
 
         """
         rows = [self._inputs_and_labels(sample, tokenizer, document_mask, seed) for sample in samples]
         batch = {
             "input_ids": torch.from_numpy(np.stack([row[0] for row in rows])),
             "labels": torch.from_numpy(np.stack([row[1] for row in rows])),
-            "num_bytes": torch.tensor([int(row[2][row[1] != IGNORE].sum()) for row in rows]),
         }
+        if samples[0].answers is None:
+            batch["num_bytes"] = torch.tensor([int(row[2][row[1] != IGNORE].sum()) for row in rows])
+        else:
+            batch["distances"] = torch.from_numpy(np.stack([self._distances(sample) for sample in samples]))
+            batch["cells"] = torch.tensor([sample.cell for sample in samples])
         if document_mask:
             length = batch["input_ids"].shape[1]
             documents = np.stack([sample.document_ids[:length] for sample in samples])
             batch["document_ids"] = torch.from_numpy(documents)
             batch["position_ids"] = torch.from_numpy(positions_in_documents(documents))
         return batch
+
+    def _distances(self, sample: Sample) -> np.ndarray:
+        """Tokens between each position and the source of its label, -1 where it has none."""
+        assert sample.sources is not None
+        sources = sample.sources[self.lookahead :]
+        return np.where(sources < 0, -1, np.abs(np.arange(len(sources)) - sources))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the scored labels, in nats a token, in float32.
@@ -96,7 +108,8 @@ class MaskedLanguageModeling(Objective):
 
     Each ordinary token is chosen with `mask_probability`. Of the chosen ones, `mask_token_probability` become
     the mask token, `random_token_probability` an ordinary token drawn uniformly, and the rest stay as they
-    are; all chosen ones are scored. Special tokens are never chosen.
+    are; all chosen ones are scored. Special tokens are never chosen. Of a task's sample the answers are
+    chosen, and all of them become the mask token.
 
     Args:
         mask_probability: in (0, 1].
@@ -151,6 +164,9 @@ class MaskedLanguageModeling(Objective):
         ids = sample.input_ids
         special = tokenizer.is_special
         mask_token = np.int64(tokenizer.mask_token_id or 0)  # `check` has seen that there is one
+        if sample.answers is not None:
+            inputs = np.where(sample.answers, mask_token, ids)
+            return inputs, np.where(sample.answers, ids, IGNORE), sample.byte_lengths
         draws = np.random.default_rng([seed, sample.epoch, sample.index])
         chosen = (draws.random(len(ids)) < self.mask_probability) & ~special[ids]
         lot = draws.random(len(ids))
@@ -164,6 +180,8 @@ class MaskedLanguageModeling(Objective):
 
 class CausalLanguageModeling(Objective):
     """Predict each token from those before it; labels are shifted: `labels[i]` follows `input_ids[i]`.
+
+    Of a task's sample the answers alone are scored.
 
     Args:
         attention: "unidirectional"; a causal model cannot look ahead.
@@ -188,6 +206,8 @@ class CausalLanguageModeling(Objective):
         self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labels = sample.input_ids[1:]
+        if sample.answers is not None:
+            labels = np.where(sample.answers[1:], labels, IGNORE)
         if document_mask:
             same = sample.document_ids[1:] == sample.document_ids[:-1]
             labels = np.where(same, labels, IGNORE)

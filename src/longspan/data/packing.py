@@ -17,6 +17,11 @@ class Sample(NamedTuple):
         input_ids: int64 `[tokens]`.
         byte_lengths: int64 `[tokens]`, the bytes of text that each token stands for; 0 for special tokens.
         document_ids: int64 `[tokens]`, the number of the document that each token is of.
+        answers: bool `[tokens]`, the tokens that are to be predicted, where the sample is one of a task;
+            None: the objective chooses.
+        sources: int64 `[tokens]`, of a task: where each answer has to be read from, -1 where no single token
+            holds it.
+        cell: of a task: which of its cells the sample belongs to.
 
     """
 
@@ -25,6 +30,9 @@ class Sample(NamedTuple):
     input_ids: np.ndarray
     byte_lengths: np.ndarray
     document_ids: np.ndarray
+    answers: np.ndarray | None = None
+    sources: np.ndarray | None = None
+    cell: int = 0
 
 
 def encode_document(text: bytes, tokenizer: Tokenizer) -> Encoding:

@@ -8,7 +8,7 @@ there, so nothing is kept or computed twice (Hsu et al. 2024, "Liger Kernel", se
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,47 @@ def chunked_loss(
 def scored_positions(labels: Tensor) -> Tensor:
     """Return where the flattened labels are scored, int64 ``[n]``; waits for a GPU, since n is read."""
     return (labels.flatten() != -100).nonzero()[:, 0]
+
+
+class TokenScores(NamedTuple):
+    """What a model made of each scored position.
+
+    Attributes:
+        positions: int64 ``[n]``, their places in the flattened labels, ascending.
+        nats: float32 ``[n]``, the cross-entropy.
+        correct: bool ``[n]``, whether the label is the likeliest token.
+
+    """
+
+    positions: Tensor
+    nats: Tensor
+    correct: Tensor
+
+
+@torch.no_grad()
+def token_scores(
+    head: nn.Module, hidden: Tensor, labels: Tensor, positions: Tensor, chunk: int = 8192
+) -> TokenScores:
+    """Cross-entropy and correctness of each scored position; no gradients.
+
+    Args:
+        head: hidden states ``[n, width]`` to logits ``[n, vocabulary]``; the identity where they are logits.
+        hidden: ``[batch, length, width]``.
+        labels: int64 ``[batch, length]``.
+        positions: int64 ``[n]``, `scored_positions` of the labels.
+        chunk: positions whose logits exist in float32 at a time.
+
+    """
+    hidden, labels = hidden.flatten(0, -2), labels.flatten()
+    nats = torch.zeros(len(positions), device=hidden.device)
+    correct = torch.zeros(len(positions), dtype=torch.bool, device=hidden.device)
+    for first in range(0, len(positions), chunk):
+        part = slice(first, first + chunk)
+        targets = labels[positions[part]]
+        logits = head(hidden[positions[part]]).float()
+        nats[part] = F.cross_entropy(logits, targets, reduction="none")
+        correct[part] = logits.argmax(-1) == targets
+    return TokenScores(positions, nats, correct)
 
 
 class _ChunkedSum(torch.autograd.Function):

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from longspan.data.corpus import Corpus, CorpusInfo, Document, DocumentStream
+from longspan.data.corpus import Corpus, CorpusInfo, Document, DocumentStream, SplitInfo
 from longspan.data.entropy import byte_entropy
 from longspan.data.objective import Objective
 from longspan.data.packing import PackedDocuments, encode_document
 from longspan.data.sampler import SequenceSampler
 from longspan.data.stream import PackedStream
+from longspan.data.tasks import Task, TaskSequences
 from longspan.data.tokenizer import Tokenizer
 from longspan.training.callbacks.budget import find_budget
 
@@ -30,14 +31,14 @@ class DataModule(LightningDataModule):
     place in checkpoints, so that a resumed run sees the batches that the uninterrupted one would have seen.
 
     Args:
-        corpus: where documents come from.
-        tokenizer: turns them into tokens.
+        corpus: where documents come from; or a task, which makes its texts itself.
+        tokenizer: turns them into tokens; of a task, its own.
         objective: turns packed sequences into batches.
         seq_len: tokens a sequence.
         batch_size: sequences a batch, on each process.
         validation_batch_size: sequences a validation batch, on each process; None: as `batch_size`.
         validation_sequences: at most so many sequences of the validation documents, over all processes;
-            None: all.
+            None: all. A task has no end: it needs a number.
         document_mask: keep attention inside documents; see `Objective.collate`.
         seed: of the order of the data and of the masks.
         num_workers: processes that make batches; 0: the training process itself. A streamed corpus is read
@@ -45,13 +46,14 @@ class DataModule(LightningDataModule):
         pin_memory: have batches in page-locked memory, for GPUs.
 
     Raises:
-        ValueError: if a number is out of range, or the objective cannot work with the tokenizer.
+        ValueError: if a number is out of range, the objective cannot work with the tokenizer, or the task not
+            with the tokenizer, the length or the other arguments.
 
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: Corpus | Task,
         tokenizer: Tokenizer,
         objective: Objective,
         seq_len: int = 1024,
@@ -76,6 +78,15 @@ class DataModule(LightningDataModule):
             if value is not None and value < least:
                 raise ValueError(f"data.{argument}={value!r} must be at least {least}")
         objective.check(tokenizer)
+        if isinstance(corpus, Task):
+            corpus.check_tokenizer(tokenizer)
+            corpus.check_length(seq_len + objective.lookahead)
+            if document_mask:
+                raise ValueError(f"data.document_mask=True: the task {corpus.name} has no documents")
+            if validation_sequences is None:
+                raise ValueError(
+                    f"data.validation_sequences=None must be a number: the task {corpus.name} has no end"
+                )
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.objective = objective
@@ -87,7 +98,9 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self._train: PackedDocuments | DocumentStream | None = None
+        self._train: PackedDocuments | TaskSequences | DocumentStream | None = None
+        self._validation: PackedDocuments | TaskSequences
+        self._byte_entropy: float | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenize the corpus; the second time nothing is done.
@@ -97,6 +110,9 @@ class DataModule(LightningDataModule):
 
         """
         if self._train is not None:
+            return
+        if isinstance(self.corpus, Task):
+            self._set_up_task(self.corpus)
             return
         splits = self.corpus.load()
         self._corpus_info = splits.info
@@ -111,6 +127,17 @@ class DataModule(LightningDataModule):
             )
         else:
             self._train = splits.train.reseeded(self.seed)
+
+    def _set_up_task(self, task: Task) -> None:
+        assert self.validation_sequences is not None
+        unknown = SplitInfo(None, None, None, None)
+        details = {"generated": True, "seed": self.seed, **task.arguments}
+        self._corpus_info = CorpusInfo(task.name, unknown, unknown, details)
+        lookahead = self.objective.lookahead
+        self._validation = TaskSequences(
+            task, "validation", self.seq_len, lookahead, _VALIDATION_SEED, self.validation_sequences
+        )
+        self._train = TaskSequences(task, "train", self.seq_len, lookahead, self.seed)
 
     def _pack(self, documents: Sequence[Document], side: str, seed: int) -> PackedDocuments:
         encodings = [encode_document(document.text, self.tokenizer) for document in documents]
@@ -127,7 +154,7 @@ class DataModule(LightningDataModule):
 
         """
         self.setup()
-        if isinstance(self._train, PackedDocuments):
+        if isinstance(self._train, PackedDocuments | TaskSequences):
             sampler = SequenceSampler(self._train, self._rank, self._world_size, multiple=self.batch_size)
             dataset = self._train
         else:
@@ -207,6 +234,11 @@ class DataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
+    def cells(self) -> tuple[dict[str, float], ...]:
+        """What divides the samples of a task, in the order of a batch's `cells`; empty for a corpus."""
+        return self.corpus.cells() if isinstance(self.corpus, Task) else ()
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all processes and accumulated batches."""
         accumulated = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
@@ -219,7 +251,7 @@ class DataModule(LightningDataModule):
         return self._corpus_info
 
     @property
-    def byte_entropy(self) -> float:
-        """Entropy of the byte frequencies of the validation documents, in nats a byte."""
+    def byte_entropy(self) -> float | None:
+        """Entropy of the byte frequencies of the validation documents, in nats a byte; None for a task."""
         self.setup()
         return self._byte_entropy

@@ -1,12 +1,13 @@
 """One device for each job of a sweep, where jobs run beside each other on one machine.
 
-The process of the sweep writes down which devices there are, in the sweep's folder. A job's process takes one by
-locking a file of its name, so that it is free again when the process is gone, however it died.
+The process of the sweep writes down which devices there are, in the sweep's folder. A job's process takes one
+by locking a file of its name, so that it is free again when the process is gone, however it died.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from urllib.parse import quote, unquote
 
 import torch
 from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 FOLDER = ".devices"
 _OFFERED = "offered.json"
@@ -92,6 +95,7 @@ def taken(sweep_dir: Path) -> Iterator[str | None]:
         if name.startswith(_GPU):
             _mine = name
             os.environ["CUDA_VISIBLE_DEVICES"] = unquote(name.removeprefix(_GPU))
+        log.info("this job has %s", unquote(name))
         yield unquote(name)
     finally:
         lock.release()

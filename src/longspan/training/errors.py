@@ -81,7 +81,9 @@ def describe(error: Exception, config_dir: Path) -> str:
         if message.startswith("Multiple values for"):
             message = f"{message.partition('. ')[0]}: write it once, without a +."
         if "defaults list" in message or "config group" in message:
-            groups = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra")
+            groups = sorted(
+                path.name for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra"
+            )
             message += f" Groups: {', '.join(groups)}"
         return message
     return str(error)

@@ -22,8 +22,9 @@ CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 LOCK = ".lock"
 
-# A job with other ones of these is the same job: they say what is noted of a run and where it lies, and change
-# nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then another.
+# A job with other ones of these is the same job: they say what is noted of a run and where it lies, and
+# change nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then
+# another.
 IGNORED = (
     "sweep",
     "output_dir",
@@ -83,8 +84,10 @@ class JobFolders:
         return None
 
     def is_free(self, name: str) -> bool:
-        """Whether no job has begun in this folder and none was given it."""
-        return name not in self._settings and name not in self._taken
+        """Whether no job has begun in this folder, or one of its number, and none was given such a one."""
+        used = {*self._settings, *self._taken}
+        number = number_of(name)[0]
+        return name not in used and (number < 0 or number not in {number_of(other)[0] for other in used})
 
     def give(self, name: str) -> None:
         """Give away a folder that is free."""

@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from longspan.training import devices
 from longspan.training.config import ConfigError
@@ -44,9 +44,7 @@ class ContinuingLauncher(Launcher):
         self._launcher, self._context, self._config = launcher, hydra_context, config
         self._names: list[str] = []
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Do nothing: the other launcher has been set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -85,7 +83,7 @@ class ContinuingLauncher(Launcher):
     def _place(self, overrides: list[str], number: int, folders: JobFolders) -> str:
         """Find the folder of a job, or make up its name."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
-        task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         refuse_processes(task)
         name = folders.of(task)
         if name is None:
@@ -112,7 +110,7 @@ class ContinuingLauncher(Launcher):
 
 
 def register() -> None:
-    """Let Hydra start the jobs of a sweep through ContinuingLauncher, in this process; may be called again."""
+    """Let Hydra start jobs through ContinuingLauncher, in this process; may be called again."""
     if Plugins.instantiate_launcher is not _instantiate_launcher:
         Plugins.instantiate_launcher = _instantiate_launcher  # type: ignore[method-assign]
 
@@ -126,9 +124,7 @@ def _instantiate_launcher(
     option = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}"
     if option in EXTRAS and config.hydra.launcher._target_ not in self.class_name_to_class:
         raise ConfigError(EXTRAS[option])
-    launcher = _hydras_own(
-        self, hydra_context=hydra_context, task_function=task_function, config=config
-    )
+    launcher = _hydras_own(self, hydra_context=hydra_context, task_function=task_function, config=config)
     return ContinuingLauncher(launcher, hydra_context, config)
 
 
@@ -159,9 +155,9 @@ def refuse_processes(config: DictConfig) -> None:
         value = OmegaConf.select(config, f"trainer.{key}")
         if value is not None and str(value) != str(only):
             raise ConfigError(
-                f"trainer.{key}={value}: a job of a sweep has one device (trainer.{key}={only}). Lightning starts "
-                "the other processes of a run by running its command again, which would be the whole sweep. "
-                "Train this one without -m, or several beside each other, a device each, with "
+                f"trainer.{key}={value}: a job of a sweep has one device (trainer.{key}={only}). Lightning "
+                "starts the other processes of a run by running its command again, which would be the whole "
+                "sweep. Train this one without -m, or several beside each other, a device each, with "
                 "hydra/launcher=joblib"
             )
 
@@ -173,7 +169,8 @@ def _where(sweep_dir: Path) -> str:
 
 
 def _folder_name(config: DictConfig, number: int) -> str:
-    with open_dict(config):
+    # The launcher makes the configuration of the job anew.
+    with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.job.num = number
         config.hydra.job.id = str(number)
     before = HydraConfig.instance().cfg

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Characters of a tag that Weights & Biases takes.
+MAX_TAG = 64
 
 
 class _MetricsFile(ExperimentWriter):
@@ -78,14 +85,16 @@ class CsvLogger(CSVLogger):
 class WandbRun(WandbLogger):
     """Logs to Weights & Biases, offline unless asked otherwise: no account, no network, no output.
 
-    All its files, cache and settings too, lie in `<run_dir>/wandb`. `wandb sync` uploads an offline run.
+    All its files, cache and settings too, lie in `<run_dir>/wandb`. `wandb sync` uploads an offline run. A
+    run that is resumed in the same directory goes on under the id that it had, which is kept in
+    `<run_dir>/wandb/run_id`.
 
     Args:
         run_dir: the run's directory.
         project: the project the run belongs to.
-        name: the run's name; null for one that Weights & Biases makes up.
-        group: groups runs, for instance those of a sweep.
-        tags: labels.
+        name: the run's name; null: pattern, length and seed.
+        group: groups runs; null: the name of the sweep that the run belongs to, or none.
+        tags: labels; null: the pattern and the length.
         entity: the user or team; null for the account's own. Matters online alone.
         offline: log to files alone.
 
@@ -108,7 +117,7 @@ class WandbRun(WandbLogger):
             offline=offline,
             project=project,
             group=group,
-            tags=list(tags or []),
+            tags=None if tags is None else list(tags),
             entity=entity,
             mode="offline" if offline else "online",
             # A run of its own, whatever else is open in this process: a sweep has one after the other.
@@ -137,8 +146,13 @@ class WandbRun(WandbLogger):
             folders = {f"WANDB_{name}_DIR": place for name, place in places.items()}
             before = {name: os.environ.get(name) for name in [*folders, "WANDB_MODE"]}
             os.environ.update(folders)
+            kept = self.folder / "run_id"
+            if self._wandb_init["id"] is None and kept.is_file():
+                self._wandb_init["id"] = kept.read_text().strip()
             try:
-                return super().experiment
+                run = super().experiment
+                kept.write_text(f"{run.id}\n")
+                return run
             finally:
                 # Lightning leaves WANDB_MODE=dryrun behind, which a later online run here would obey.
                 for name, value in before.items():
@@ -147,6 +161,20 @@ class WandbRun(WandbLogger):
                     else:
                         os.environ[name] = value
         return self._experiment
+
+    def introduce(self, name: str, tags: Sequence[str], group: str | None) -> None:
+        """Fill in what the configuration left open; call it before anything is logged.
+
+        Args:
+            name: of the run.
+            tags: labels; what is longer than Weights & Biases allows is cut.
+            group: of the run, or None.
+
+        """
+        given = {"name": name, "tags": [tag[:MAX_TAG] for tag in tags], "group": group}
+        for key, value in given.items():
+            if self._wandb_init[key] is None:
+                self._wandb_init[key] = value
 
     def close(self, failed: bool = False) -> None:
         """Finish the run: write what is left and mark how it ended."""
@@ -174,6 +202,42 @@ def log_configuration(loggers: Iterable[Logger], configuration: Mapping[str, Any
     for logger in loggers:
         logger.log_hyperparams(dict(configuration))  # type: ignore[arg-type]
         logger.save()
+
+
+def log_summary(loggers: Iterable[Logger], figures: Mapping[str, float | None]) -> None:
+    """Write figures of the whole run to the summaries of Weights & Biases, those that are known."""
+    known = {name: value for name, value in figures.items() if value is not None}
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            _update_summary(logger, known)
+
+
+def log_picture(loggers: Iterable[Logger], name: str, draw: Callable[[], Figure]) -> None:
+    """Log a picture to Weights & Biases.
+
+    Args:
+        loggers: the trainer's loggers.
+        name: what to call it.
+        draw: makes the figure; called only where it is logged.
+
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            _log_figure(logger, name, draw)
+
+
+@rank_zero_only
+def _update_summary(logger: WandbRun, figures: Mapping[str, float]) -> None:
+    logger.experiment.summary.update(dict(figures))
+
+
+@rank_zero_only
+def _log_figure(logger: WandbRun, name: str, draw: Callable[[], Figure]) -> None:
+    from PIL import Image
+
+    file = io.BytesIO()
+    draw().savefig(file, format="png", dpi=100)
+    logger.log_image(name, [Image.open(file)])
 
 
 def close_loggers(loggers: Iterable[Logger]) -> None:

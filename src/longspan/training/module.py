@@ -15,14 +15,18 @@ from torch.optim import Optimizer
 from longspan.models import position_offset
 from longspan.models.head import split_head
 from longspan.training.callbacks.budget import SecondsBudget, find_budget
-from longspan.training.chunked_loss import PieceSum, chunked_loss, piece_sum, scored_positions
+from longspan.training.chunked_loss import (
+    PieceSum,
+    TokenScores,
+    chunked_loss,
+    piece_sum,
+    scored_positions,
+    token_scores,
+)
 from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
 # What the model is given besides input_ids, where the batch has it.
 OPTIONAL_INPUTS = ("position_ids", "document_ids")
-
-# The label of a position that is not scored, as in torch's cross_entropy.
-IGNORED = -100
 
 
 class Objective(Protocol):
@@ -48,9 +52,10 @@ class LongspanModule(pl.LightningModule):
     number of bytes of text that the scored tokens of the batch stand for (a number or a tensor to be summed).
 
     Logged: `train/loss` (nats a token, of this process), `train/tokens` (input tokens seen so far, by all
-    processes), `lr`; after validation `val/loss` (nats a token), `val/perplexity` and, where the batches have
-    `num_bytes`, `val/bits_per_byte`. The validation figures are sums over all scored tokens of the validation
-    set and over all processes, divided once: batches with more scored tokens weigh more.
+    processes), `lr`; after validation `val/loss` (nats a token), `val/perplexity`, `val/accuracy` (the share
+    of tokens that are the likeliest of all) and, where the batches have `num_bytes`, `val/bits_per_byte`. The
+    validation figures are sums over all scored tokens of the validation set and over all processes, divided
+    once: batches with more scored tokens weigh more.
 
     Args:
         model: called with keyword arguments, returns an object with `logits` [batch, length, vocabulary].
@@ -95,6 +100,8 @@ class LongspanModule(pl.LightningModule):
         # Input tokens of all complete optimizer steps, of all processes; and those of the step under way.
         self.tokens_seen = 0
         self._tokens_under_way = 0
+        # In nats a token, of the last step before the checkpoint that a run goes on from.
+        self.loss_before: float | None = None
         self._validation_sums: Tensor | None = None
         self._validation_bytes_known = True
 
@@ -124,6 +131,15 @@ class LongspanModule(pl.LightningModule):
         hidden = backbone(**self._inputs(batch)).last_hidden_state
         return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._piece_sum)
 
+    def scores(self, batch: dict[str, Any]) -> TokenScores:
+        """Return the cross-entropy and the correctness of each scored position of a batch."""
+        positions = scored_positions(batch["labels"])
+        if self._parts is None or self.loss_chunk is None:
+            return token_scores(nn.Identity(), self(batch), batch["labels"], positions)
+        backbone, head = self._parts
+        hidden = backbone(**self._inputs(batch)).last_hidden_state
+        return token_scores(head, hidden, batch["labels"], positions, self.loss_chunk)
+
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: batch[name] for name in OPTIONAL_INPUTS if batch.get(name) is not None}
         if "position_ids" in inputs:
@@ -150,22 +166,23 @@ class LongspanModule(pl.LightningModule):
         self._tokens_under_way = 0
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums of the validation set: nats, scored tokens, bytes."""
-        self._validation_sums = torch.zeros(3, dtype=torch.float64)
+        """Start the sums of the validation set: nats, scored tokens, right ones, bytes."""
+        self._validation_sums = torch.zeros(4, dtype=torch.float64)
         self._validation_bytes_known = True
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the sums."""
-        labels = batch["labels"]
-        scored = int((labels != IGNORED).sum())
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Add a batch to the sums; returns its scores, for callbacks that divide them further."""
         if "num_bytes" in batch:
             num_bytes = float(torch.as_tensor(batch["num_bytes"]).sum())
         else:
             num_bytes, self._validation_bytes_known = 0.0, False
-        # The mean over no token is not a number.
-        nats = float(self.loss(batch)) * scored if scored else 0.0
+        scores = self.scores(batch)
+        nats, right = scores.nats.double().sum(), scores.correct.sum()
         assert self._validation_sums is not None
-        self._validation_sums += torch.tensor([nats, scored, num_bytes], dtype=torch.float64)
+        self._validation_sums += torch.tensor(
+            [float(nats), len(scores.nats), float(right), num_bytes], dtype=torch.float64
+        )
+        return {"scores": scores}
 
     def on_validation_epoch_end(self) -> None:
         """Divide the sums, over all processes, and log."""
@@ -173,14 +190,15 @@ class LongspanModule(pl.LightningModule):
         sums = self._validation_sums
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
-        nats, scored, num_bytes = sums.tolist()
-        metrics = validation_metrics(nats, scored, num_bytes if self._validation_bytes_known else None)
+        nats, scored, right, num_bytes = sums.tolist()
+        known = num_bytes if self._validation_bytes_known else None
+        metrics = {**validation_metrics(nats, scored, known), "accuracy": right / scored}
         for name, value in metrics.items():
             # The value is the same in every process; sync_dist only tells Lightning that it may average.
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Make the optimizer, and the schedule over the trainer's number of optimizer steps or its seconds."""
+        """Make the optimizer, and the schedule over the trainer's number of optimizer steps, or its time."""
         optimizer = self.optimizer_factory(self.model)
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.scheduler_factory is not None:
@@ -213,12 +231,15 @@ class LongspanModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of tokens seen."""
+        """Keep the number of tokens seen, and the loss of the last step, which a finished run ends with."""
         checkpoint["tokens_seen"] = self.tokens_seen
+        loss = self.trainer.callback_metrics.get("train/loss")
+        checkpoint["train_loss"] = None if loss is None else float(loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the number of tokens seen."""
+        """Take up the number of tokens seen, and the loss of the last step."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
+        self.loss_before = checkpoint.get("train_loss")
 
 
 def validation_metrics(nats: float, tokens: float, num_bytes: float | None) -> dict[str, float]:

@@ -94,6 +94,7 @@ def end_report(result: Mapping[str, Any]) -> RenderableType:
     table.add_row("validation loss", _number(metrics["val_loss"], " nats a token"))
     table.add_row("best validation loss", _number(metrics["best_val_loss"], " nats a token"))
     table.add_row("perplexity", _number(metrics["perplexity"]))
+    table.add_row("accuracy", _number(metrics.get("accuracy")))
     table.add_row("bits per byte", _number(metrics["bits_per_byte"]))
     if metrics["byte_entropy"] is not None:
         table.add_row("held-out byte entropy", _number(metrics["byte_entropy"], " nats a byte"))
@@ -220,7 +221,10 @@ def _corpus_lines(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:
             parts.append(f"{account['bytes']:,} bytes")
         if account.get("sha256") is not None:
             parts.append(f"sha256 {account['sha256'][:12]}")
-        lines.append((f"  {side}", ", ".join(parts) or "a stream: its size is not known"))
+        unknown = "a stream: its size is not known"
+        if corpus.get("details", {}).get("generated"):
+            unknown = "generated from the seed, no text in both splits"
+        lines.append((f"  {side}", ", ".join(parts) or unknown))
     return lines
 
 

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 
 from longspan.training.callbacks.budget import find_budget
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from longspan.training.callbacks.evaluation import Evaluation
 from longspan.training.callbacks.throughput import Throughput, peak_memory
 from longspan.training.facts import RunFacts
 from longspan.training.loggers import CsvLogger, WandbRun
@@ -37,19 +38,20 @@ def collect_result(
 ) -> dict[str, Any]:
     """Return what a run reached, with everything that is needed to know what it was. Plain types throughout.
 
-    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of
-    wall time), `output_dir`; `metrics`: `train_loss` (of the last logged step) and `val_loss` in nats a
-    token, `best_val_loss`, `perplexity`, `bits_per_byte`, `nats_per_byte`, `byte_entropy` (of all the
-    held-out text, nats a byte) and `below_byte_entropy` (its difference to `nats_per_byte`, which is that
-    of the validated sequences); a figure that is not known is None. `steps`, `tokens`; `throughput`:
-    `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `cost`, from the run's first start on: `flops`
-    and `dense_flops` (had every block been kept), `flops_per_step` and `dense_flops_per_step` (of the last
-    optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device whose peak is not known), `seconds`
-    (of training without validation), `split`: seconds of `data`, `forward`, `backward` and `optimizer` in
-    an optimizer step, all as `longspan.training.callbacks.throughput.Throughput` counts them; `budget`: None, or
-    its `unit` ("tokens", "flops" or "seconds"), its `limit` and what was `used` of it; `model`,
-    `positions` (how they were extended, or None), `objective`, `patterns`, `corpus`, `device`, `precision`,
-    `backend`, `versions`, `checkpoints`, `files`, `config`.
+    The keys: `name`, `overrides`, `date` (UTC), `status` ("finished" or "interrupted"), `seconds` (of wall
+    time), `output_dir`; `metrics`: `train_loss` (of the last step) and `val_loss` in nats a token,
+    `best_val_loss`, `perplexity`, `accuracy` (share of scored tokens), `bits_per_byte`, `nats_per_byte`,
+    `byte_entropy` (of all the held-out text, nats a byte) and `below_byte_entropy` (its difference to
+    `nats_per_byte`, which is that of the validated sequences); a figure that is not known is None. `steps`,
+    `tokens`; `throughput`: `tokens_per_second`, `step_seconds`, `peak_memory_bytes`; `cost`, from the run's
+    first start on: `flops` and `dense_flops` (had every block been kept), `flops_per_step` and
+    `dense_flops_per_step` (of the last optimizer step), `mfu` and `dense_mfu` (utilisation; None on a device
+    whose peak is not known), `seconds` (of training without validation), `split`: seconds of `data`,
+    `forward`, `backward` and `optimizer` in an optimizer step, all as
+    `longspan.training.callbacks.throughput.Throughput` counts them; `budget`: None, or its `unit` ("tokens",
+    "flops" or "seconds"), `limit` and what was `used` of it; `model`, `positions` (how they were extended, or
+    None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`, `versions`, `checkpoints`,
+    `files`, `config`.
     """
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     bits = logged.get("val/bits_per_byte")
@@ -78,10 +80,11 @@ def collect_result(
         "seconds": seconds,
         "output_dir": facts.output_dir,
         "metrics": {
-            "train_loss": logged.get("train/loss"),
+            "train_loss": logged.get("train/loss", module.loss_before),
             "val_loss": logged.get("val/loss"),
             "best_val_loss": best_loss,
             "perplexity": logged.get("val/perplexity"),
+            "accuracy": logged.get("val/accuracy"),
             "bits_per_byte": bits,
             "nats_per_byte": nats,
             "byte_entropy": entropy,
@@ -142,6 +145,9 @@ def versions() -> dict[str, str]:
 
 def _files(facts: RunFacts, trainer: pl.Trainer) -> dict[str, str]:
     files = {"result": str(Path(facts.output_dir) / FILE)}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and callback.written:
+            files["evaluation"] = str(callback.path)
     for logger in trainer.loggers:
         if isinstance(logger, CsvLogger):
             files["metrics"] = logger.metrics_file

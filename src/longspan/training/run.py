@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.analysis.start import warn_at_start
 from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
 from longspan.positions import learned_limit
@@ -24,12 +25,14 @@ from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, change
 from longspan.training.checkpoints import FOLDER, resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
 from longspan.training.data_module import DataModule
+from longspan.training.describe import describe_end, describe_start
 from longspan.training.errors import nearest
 from longspan.training.facts import run_facts
-from longspan.training.loggers import CsvLogger, close_loggers, log_configuration
+from longspan.training.loggers import CsvLogger, close_loggers
 from longspan.training.module import LongspanModule
 from longspan.training.report import end_report, print_report, start_report, warn_unidirectional_pattern
 from longspan.training.results import collect_result, write_result
+from longspan.training.sweep import sweep_name
 from longspan.training.trainer import validate_if_missing
 
 
@@ -94,20 +97,23 @@ def train(
     except ValueError as error:
         raise ConfigError(f"attention_backend={config.attention_backend}: {error}") from error
     print_report(start_report(facts))
+    if trainer.is_global_zero:
+        warn_at_start(module.model, data.seq_len, trainer.strategy.root_device, facts.precision)
     if checkpoint is not None:
         print(f"Going on from {checkpoint}")
     keep_metrics_until(checkpoint, output_dir, loggers)
-    log_configuration(loggers, {**settings, "corpus": account, "parameters": facts.parameters})
-    interrupted = not fit(trainer, module, data, checkpoint)
-    if own and not interrupted:
+    describe_start(loggers, facts, settings, module.model, sweep_name())
+    interrupted = fit(trainer, module, data, checkpoint)
+    if own and interrupted is None:
         validate_if_missing(trainer, module, data)
     result = collect_result(facts, trainer, module, time.perf_counter() - started, settings)
     write_result(result, output_dir)
+    describe_end(loggers, result)
     print_report(end_report(result))
     close_loggers(loggers)
-    if interrupted:
-        # As a shell says of a command that Ctrl-C ended; a sweep ends with it.
-        sys.exit(130)
+    if interrupted is not None:
+        # A sweep ends with it.
+        sys.exit(interrupted)
     return result
 
 
@@ -234,8 +240,8 @@ def plan_budget(
     state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
     if budget.spent_by(state, trainer):
         raise ConfigError(
-            f"{checkpoint} has {state['global_step']} steps behind it, and a budget of {budget} leaves nothing "
-            f"to train; give a larger budget.{budget.unit}"
+            f"{checkpoint} has {state['global_step']} steps behind it, and a budget of {budget} leaves "
+            f"nothing to train; give a larger budget.{budget.unit}"
         )
 
 
@@ -252,8 +258,8 @@ def keep_metrics_until(checkpoint: Path | None, output_dir: Path, loggers: Seque
             logger.keep_until(steps)
 
 
-def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoint: Path | None) -> bool:
-    """Train; gives False where the user interrupted it.
+def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoint: Path | None) -> int | None:
+    """Train; gives None, or the status to exit with where it was interrupted.
 
     Raises ConfigError where the checkpoint is of another model.
     """
@@ -262,14 +268,15 @@ def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoin
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
-    except SystemExit:
-        # Lightning's end of Ctrl-C, after its callbacks have saved what there is.
-        return False
+    except SystemExit as stop:
+        # Lightning's end of Ctrl-C, after its callbacks have saved what there is: 130, as a shell says of
+        # such a command. Submitit ends a job that it has queued again, and knows it by a status of its own.
+        return 130 if stop.code in (None, 0, 1) else int(stop.code)
     except RuntimeError as error:
         if checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise ConfigError(f"{checkpoint} is of another model than this configuration's: {error}") from error
-    return True
+    return None
 
 
 def run_name(config: DictConfig, module: LongspanModule, pattern: SparsityConfig) -> str:

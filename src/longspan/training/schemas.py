@@ -34,9 +34,12 @@ from longspan.training.errors import allowed_keys, explain
 # The file from which a run is composed.
 PRIMARY = "train"
 
-# conf/hydra/launcher has options with the names of the plugins' own, whose schemas Hydra then holds them against:
-# what is wanted, and what it warns of at each job, in the jobs' processes too.
+# conf/hydra/launcher has options with the names of the plugins' own, whose schemas Hydra then holds them
+# against: what is wanted, and what it warns of at each job, in the jobs' processes too.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+# In the place of the dots of a target, which would stand for classes inside of each other.
+_DOT = "·"
 
 _PRIMITIVES = (bool, int, float, str, pathlib.Path)
 
@@ -88,7 +91,18 @@ def schema_of(target: str) -> type:
         if default is None and kind is not Any:
             kind = kind | None
         fields.append((name, kind, _field(kind, default)))
-    return dataclasses.make_dataclass(_schema_name(target), fields)
+    schema = dataclasses.make_dataclass(_schema_name(target), fields)
+    # A configuration is sent to the process of a job, and back, with its types by reference: by value they
+    # would become others on the way.
+    schema.__module__, schema.__qualname__ = __name__, target.replace(".", _DOT)
+    return schema
+
+
+def __getattr__(name: str) -> type:
+    """The schema of a target, by the name that it is pickled under."""
+    if _DOT not in name:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return schema_of(name.replace(_DOT, "."))
 
 
 def takes_any_key(target: str) -> bool:

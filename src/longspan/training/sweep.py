@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,13 @@ def collect(folder: Path) -> Sweep:
 def _number(name: str) -> tuple[int, str]:
     number = name.partition("_")[0]
     return (int(number) if number.isdecimal() else sys.maxsize, name)
+
+
+def sweep_name() -> str | None:
+    """Name of the sweep whose job this process runs, that of its folder; None outside of a sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 class SweepTable(Callback):

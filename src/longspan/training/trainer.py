@@ -80,7 +80,7 @@ def make_trainer(
     budgeted = any(isinstance(callback, Budget) for callback in callbacks)
     if max_steps == -1 and max_epochs is None and max_time is None and not budgeted:
         raise ValueError(
-            "nothing ends this run: set trainer.max_steps, trainer.max_epochs or trainer.max_time, or a budget"
+            "nothing ends this run: set trainer.max_steps, trainer.max_epochs, trainer.max_time or a budget"
         )
     for name, value in (
         ("val_check_interval", val_check_interval),

@@ -1,8 +1,8 @@
 """A budget: how much a run may use, in tokens, in floating-point operations or in seconds.
 
-Runs that are compared have the same one. Tokens and operations are turned into optimizer steps before training
-starts, so that such a run is, to the bit, one of so many `trainer.max_steps`, and the learning-rate schedule
-runs over them. Seconds cannot be: there the schedule follows the share of the time that is used up.
+Runs that are compared have the same one. Tokens and operations are turned into optimizer steps before
+training starts, so that such a run is, to the bit, one of so many `trainer.max_steps`, and the learning-rate
+schedule runs over them. Seconds cannot be: there the schedule follows the share of the time that is used up.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _StepBudget(Budget):
         steps = int(self.limit // per_step)
         if steps < 1:
             raise ValueError(
-                f"{self.unit}={self.limit:.10g} is less than the {per_step:,} {self.unit} of an optimizer step"
+                f"{self.unit}={self.limit:.10g} is less than the {per_step:,} that an optimizer step takes"
             )
         self.per_step = per_step
         if trainer.max_steps != -1:
@@ -110,12 +110,12 @@ class TokenBudget(_StepBudget):
 class FlopBudget(_StepBudget):
     """Ends a run after as many whole optimizer steps as so many floating-point operations are enough for.
 
-    Operations are model FLOPs of forward and backward (`longspan.analysis.flops`), of all processes, attention
-    counted over the pairs that the patterns keep: a sparser pattern gets more steps for the same budget. What
-    a step takes is counted once, before training, under the patterns that the layers have then; where the
-    run's own count (`cost/flops`) comes to something else, since patterns change while it trains, a warning
-    at the end says so. Under a masked objective with `loss_chunk`, whose head runs on the chosen positions
-    alone, a step counts as if as many were chosen as are on average.
+    Operations are model FLOPs of forward and backward (`longspan.analysis.flops`), of all processes,
+    attention counted over the pairs that the patterns keep: a sparser pattern gets more steps for the same
+    budget. What a step takes is counted once, before training, under the patterns that the layers have then;
+    where the run's own count (`cost/flops`) comes to something else, since patterns change while it trains, a
+    warning at the end says so. Under a masked objective with `loss_chunk`, whose head runs on the chosen
+    positions alone, a step counts as if as many were chosen as are on average.
 
     Args:
         flops: floating-point operations; at least those of a step.
@@ -186,8 +186,8 @@ class SecondsBudget(Budget):
         factory = pl_module.scheduler_factory
         if getattr(factory, "warmup_steps", None) is not None:
             raise ValueError(
-                f"scheduler.warmup_steps={factory.warmup_steps} are steps, and a schedule that follows seconds "
-                "has none; set scheduler.warmup_fraction"
+                f"scheduler.warmup_steps={factory.warmup_steps} are steps, and a schedule that follows "
+                "seconds has none; set scheduler.warmup_fraction"
             )
 
     def used(self, trainer: pl.Trainer, pl_module: Any) -> float | None:

@@ -106,7 +106,7 @@ class LastCheckpoint(Checkpoint):
         if loop._should_accumulate():
             return
         if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
-            # A state of now would be resumed behind the validation, which would be lost if the run died in it.
+            # A state of now would be resumed behind the validation, and lose it if the run died in it.
             return
         due = self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0
         if not due and self.every_n_minutes:
@@ -144,8 +144,8 @@ class LastCheckpoint(Checkpoint):
             return
         if trainer.global_step == self._saved_step and not again:
             return
-        # Lightning writes elsewhere and moves, which is a copy where that is another disk: a run killed during
-        # one would be left without any.
+        # Lightning writes elsewhere and moves, which is a copy where that is another disk: a run killed
+        # during one would be left without any.
         unfinished = f"{self.path}.unfinished"
         trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:

@@ -41,9 +41,9 @@ class Throughput(pl.Callback):
     `skip` steps of a process (allocation, compilation) do not count. What a callback does between two steps,
     such as writing a checkpoint, counts as waiting for data.
 
-    At each row and at each validation `cost/seconds`, `cost/flops` and `cost/dense_flops`: what the run has
-    taken since it first started, a resumed one before it was interrupted too. Seconds are those of training
-    without validation. Floating-point operations are model FLOPs of all processes
+    At each row and at each validation `cost/tokens`, `cost/seconds`, `cost/flops` and `cost/dense_flops`:
+    what the run has taken since it first started, a resumed one before it was interrupted too. Seconds are
+    those of training without validation. Floating-point operations are model FLOPs of all processes
     (`longspan.analysis.flops`): of the matrix products of forward and backward, attention counted over the
     pairs that the layers' patterns keep, whatever they are at that step; the head over all positions, or with
     `loss_chunk` over the scored ones. `dense_flops` are the same had every block been kept. Lightning logs
@@ -271,11 +271,17 @@ class Throughput(pl.Callback):
                 self._window.append(_Measured(tokens, sum(phases.values()), phases, flops))
 
     def _log_costs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        figures = {"seconds": self.seconds}
+        tokens = getattr(pl_module, "tokens_seen", None)
+        figures = {
+            "seconds": self.seconds,
+            "tokens": None if tokens is None else float(tokens + self._tokens),
+        }
         if self._total is not None:
             so_far = _add(self._total, self._under_way)
             figures |= {"flops": float(so_far.total), "dense_flops": float(so_far.dense)}
-        _log(pl_module, "cost", figures, sync_dist=not trainer.training and trainer.world_size > 1)
+        # Of this process, as the rows of training are: no mean over processes, nor a warning that it is none.
+        own = not trainer.training and trainer.world_size > 1
+        _log(pl_module, "cost", figures, sync_dist=own, rank_zero_only=own)
 
     def _log_speed(self, pl_module: pl.LightningModule) -> None:
         if not self._window:
@@ -316,9 +322,9 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _log(
-    pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], sync_dist: bool = False
+    pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], **options: Any
 ) -> None:
     """Log the figures that are known."""
     for name, value in figures.items():
         if value is not None:
-            pl_module.log(f"{group}/{name}", value, batch_size=1, sync_dist=sync_dist)
+            pl_module.log(f"{group}/{name}", value, batch_size=1, **options)

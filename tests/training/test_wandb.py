@@ -1,0 +1,222 @@
+"""Offline runs of a sweep, read back from their files; and the guide to them, as far as it goes offline."""
+
+import csv
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from longspan import BigBirdSparsityConfig, FixedSparsityConfig, sparsify
+from longspan.analysis.distance import attention_distance
+from longspan.analysis.flops import training_flops
+from longspan.data import ByteTokenizer
+from longspan.models import build_model
+from longspan.training import sweep
+from longspan.training.compose import compose
+from longspan.training.describe import describe_start, pattern_figures, pattern_label
+from longspan.training.facts import pattern_facts
+from longspan.training.loggers import WandbRun, close_loggers
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "wandb.md").read_text()
+COMMANDS = [line.strip() for line in re.findall(r"^    (\S.*)$", GUIDE, flags=re.M)]
+PATTERNS = {
+    "bigbird": BigBirdSparsityConfig(2, 16, attention="unidirectional"),
+    "fixed": FixedSparsityConfig(2, 16, attention="unidirectional"),
+}
+
+
+def load_reader():
+    # Test folders are no packages.
+    spec = importlib.util.spec_from_file_location(
+        "offline_wandb", Path(__file__).with_name("offline_wandb.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+offline_wandb = load_reader()
+
+
+@pytest.mark.slow
+def test_the_guide_and_what_it_logged(tmp_path):
+    """One sweep for all of it: its runs take a while to start."""
+    shell = shell_without_account(tmp_path)
+    corpus = (
+        f"data=text_files 'data.corpus.files=[{ROOT}/kernels/**/*.py]' data.corpus.validation_fraction=0.2"
+    )
+    done = shell(f"{COMMANDS[0]} {corpus} seed=3 data.seq_len=128")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number, name in enumerate(PATTERNS):
+        folder = tmp_path / "logs" / "sweeps" / "patterns" / f"{number}_{name}"
+        run = offline_wandb.read(folder)
+        check_name_tags_and_group(run, name)
+        check_configuration(run, name)
+        check_pattern(run, name)
+        check_flops(run, name)
+        check_every_loss_stands_beside_every_budget(run, folder)
+        check_picture(run, folder)
+    assert len(COMMANDS) == 10
+    for command in COMMANDS[1:]:
+        check_command(command, shell)
+
+
+def shell_without_account(folder):
+    """What runs commands in a folder, with no login, no settings and no network."""
+    (folder / "home").mkdir()
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**keep, "HOME": str(folder / "home"), "NETRC": str(folder / "none"), "PATH": path}
+    # A connection would go through a proxy that does not answer.
+    environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 240}
+
+    def shell(command):
+        command = command.replace("python train.py", f"python {shlex.quote(str(ROOT / 'train.py'))}")
+        return subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, **options)
+
+    return shell
+
+
+def check_name_tags_and_group(run, name):
+    assert (run.name, run.group, run.project) == (f"{name} 128 seed 3", "patterns", "longspan")
+    assert sorted(run.tags) == sorted([name, "length 128"])
+    assert run.exit_code == 0
+
+
+def check_configuration(run, name):
+    """Nested, with what to group by."""
+    config = run.config
+    assert config["sparsity"]["name"] == name
+    assert config["sparsity"]["_target_"] == f"longspan.sparsity.{type(PATTERNS[name]).__name__}"
+    assert config["sparsity"]["block"] == 16
+    assert config["trainer"]["max_steps"] == 6
+    assert config["corpus"]["train"]["bytes"] > 0
+    assert config["data"]["seq_len"] == 128
+
+
+def check_pattern(run, name):
+    layout = PATTERNS[name].layout(128)
+    distance = attention_distance([layout], 128, causal=True)
+    expected = {"density": layout.density, "attention_distance": distance}
+    assert run.config["pattern"] == pytest.approx(expected)
+    assert {key: run.summary[f"pattern/{key}"] for key in expected} == pytest.approx(expected)
+
+
+def check_flops(run, name):
+    model = build_model("llama", "clm", ByteTokenizer().vocab_size, 128, 32, 2, 2)
+    step = training_flops(model, [PATTERNS[name].layout(128)] * 2, 128, 2)
+    assert run.summary["cost/flops_per_step"] == step.total
+    assert run.summary["cost/dense_flops_per_step"] == step.dense
+    assert run.summary["cost/flops"] == 6 * step.total
+    logged = [row["cost/flops"] for row in run.history if "train/loss" in row]
+    assert logged == pytest.approx([step.total * number for number in range(1, 7)])
+
+
+def check_every_loss_stands_beside_every_budget(run, folder):
+    losses = [row for row in run.history if "train/loss" in row or "val/loss" in row]
+    assert len(losses) == 7
+    assert all(row["cost/tokens"] > 0 and row["cost/seconds"] > 0 for row in losses)
+    with open(folder / "metrics.csv", newline="") as file:
+        table = [row for row in csv.DictReader(file) if row["val/loss"]]
+    assert losses[-1]["val/loss"] == pytest.approx(float(table[-1]["val/loss"]))
+    assert losses[-1]["cost/tokens"] == 6 * 2 * 128
+    assert run.summary["val/best_loss"] == pytest.approx(losses[-1]["val/loss"])
+
+
+def check_picture(run, folder):
+    logged = run.summary["pattern/picture"]
+    (file,) = logged["filenames"]
+    with Image.open(next((folder / "wandb").glob("offline-run-*")) / "files" / file) as picture:
+        assert picture.size == (logged["width"], logged["height"])
+        # Not blank.
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def check_command(command, shell):
+    """A command of the guide: run, or as much of it as asks for no account, terminal or network."""
+    words = shlex.split(command)
+    if words[:4] == ["python", "-m", "pip", "install"]:
+        extra = re.fullmatch(r"longspan\[(\w+)\]", words[4]).group(1)
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert extra in project["optional-dependencies"]
+        return
+    if words[1] == "train.py":
+        # Composed, not run: it would go online.
+        logger = compose(words[2:]).logger.wandb
+        assert (logger.offline, logger.entity) == (False, "my-team")
+        return
+    # What opens a terminal or asks for a key is only looked up; what would upload, is asked what it would.
+    if words[:2] in (["wandb", "login"], ["wandb", "leet"]) and "inspect" not in words:
+        command = f"wandb {words[1]} --help"
+    elif words[:2] == ["wandb", "sync"] and "--dry-run" not in words:
+        command = command.replace("wandb sync", "wandb sync --dry-run")
+    done = shell(command)
+    if "longspan.analysis.dashboard" in words and "--print" not in words:
+        assert (done.returncode, "no login to Weights & Biases" in done.stderr) == (1, True), done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "sync" in words:
+        assert "Would sync 2 run(s)" in done.stdout + done.stderr
+    if "inspect" in words:
+        assert "bigbird 128 seed 3" in done.stdout
+        assert "val/loss" in done.stdout
+
+
+def test_a_resumed_run_goes_on_under_its_id(tmp_path):
+    ids = []
+    for part in range(2):
+        logger = WandbRun(str(tmp_path))
+        logger.introduce(f"part {part}", [], None)
+        ids.append(logger.experiment.id)
+        close_loggers([logger])
+    parts = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert ids[0] == ids[1]
+    assert {path.name for path in parts} == {f"run-{ids[0]}.wandb"}
+
+
+def test_the_configuration_wins_over_what_is_filled_in(tmp_path):
+    logger = WandbRun(str(tmp_path), name="mine", group="", tags=[])
+    logger.introduce("made up", ["a" * 100], "sweep")
+    assert [logger._wandb_init[key] for key in ("name", "group", "tags")] == ["mine", "", []]
+    other = WandbRun(str(tmp_path))
+    other.introduce("made up", ["a" * 100], None)
+    assert [other._wandb_init[key] for key in ("name", "group", "tags")] == ["made up", None, ["a" * 64]]
+
+
+def test_there_is_no_sweep_outside_of_one():
+    assert sweep.sweep_name() is None
+
+
+def test_a_mixture():
+    """The label, and the figures over all layers."""
+    dense, bigbird = None, PATTERNS["bigbird"]
+    model = sparsify(build_model("llama", "clm", 20, 128, 16, 2, 2), [bigbird, dense])
+    layouts = [bigbird.layout(128), None]
+    figures = pattern_figures(layouts, 128, causal=True)
+    assert figures["density"] == (layouts[0].density + 1) / 2
+    assert figures["attention_distance"] == attention_distance(layouts, 128, causal=True)
+    logged = {}
+    logger = SimpleNamespace(log_hyperparams=logged.update, save=lambda: None)
+    facts = SimpleNamespace(
+        patterns=pattern_facts([bigbird, PATTERNS["fixed"]], 128),
+        seq_len=128,
+        objective="clm",
+        corpus={},
+        parameters=1,
+    )
+    assert pattern_label(facts) == "bigbird+fixed"
+    assert pattern_label(SimpleNamespace(patterns=())) == "none"
+    describe_start([logger], facts, {"sparsity": [{"block": 16}, None]}, model, None)
+    assert logged["sparsity"] == {"layers": [{"block": 16}, None], "name": "bigbird+fixed"}
+    assert pattern_figures([], 128, True) == {"density": None, "attention_distance": None}
