@@ -32,7 +32,7 @@ class BlockLayout:
 
     Instances are immutable (a tensor cannot be, so each access to one gives a copy: every user of a pattern
     shares its layout), compare and hash by content, and are made by `from_csr`, `from_dense`, set
-    algebra (``|``, ``&``, ``~``, ``shift``) and the patterns of ``longspan.sparsity``.
+    algebra (``|``, ``&``, ``-``, ``~``, ``shift``) and the patterns of ``longspan.sparsity``.
 
     Attributes:
         row_offsets: int32 ``[layouts, q_blocks + 1]``. Row ``r`` of layout ``u`` keeps the columns
@@ -275,6 +275,20 @@ class BlockLayout:
             return keys[counts == 2]
 
         return self._combine(other, common, self.causal or other.causal)
+
+    def __sub__(self, other: BlockLayout) -> BlockLayout:
+        """The blocks that the other layout does not keep; both must agree on ``causal``."""
+        self._check_same_shape(other, "-")
+        if self.causal != other.causal:
+            raise ValueError(
+                "the difference of a causal and a non-causal layout is no block layout: make both the same"
+            )
+
+        def only_mine(mine: Tensor, theirs: Tensor) -> Tensor:
+            keys, counts = torch.cat([mine, theirs, theirs]).unique(return_counts=True)
+            return keys[counts == 1]
+
+        return self._combine(other, only_mine, self.causal)
 
     def __invert__(self) -> BlockLayout:
         """Every block of the rectangle that is not kept; ``causal`` stays as it is."""

@@ -10,13 +10,23 @@ from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
 from longspan.models import SparseAttentionUtils, sparsify
 from longspan.positions import extend
 from longspan.sparsity import (
+    AShapeSparsityConfig,
+    AttentionSinksSparsityConfig,
     BigBirdSparsityConfig,
     BSLongformerSparsityConfig,
     DenseSparsityConfig,
+    DifferenceSparsityConfig,
+    DilatedSparsityConfig,
     FixedSparsityConfig,
+    HierarchicalSparsityConfig,
+    IntersectionSparsityConfig,
     LocalSlidingWindowSparsityConfig,
+    RandomSparsityConfig,
     SparsityConfig,
+    StridedSparsityConfig,
+    UnionSparsityConfig,
     VariableSparsityConfig,
+    VerticalSlashSparsityConfig,
     from_deepspeed,
 )
 from longspan.version import __version__
@@ -26,19 +36,29 @@ if TYPE_CHECKING:
     from longspan.training.export import export
 
 __all__ = [
+    "AShapeSparsityConfig",
     "Alibi",
+    "AttentionSinksSparsityConfig",
     "BSLongformerSparsityConfig",
     "BertSparseSelfAttention",
     "BigBirdSparsityConfig",
     "BlockLayout",
     "DenseSparsityConfig",
+    "DifferenceSparsityConfig",
+    "DilatedSparsityConfig",
     "FixedSparsityConfig",
+    "HierarchicalSparsityConfig",
+    "IntersectionSparsityConfig",
     "LocalSlidingWindowSparsityConfig",
+    "RandomSparsityConfig",
     "SparseAttentionUtils",
     "SparseSelfAttention",
     "SparsityConfig",
+    "StridedSparsityConfig",
     "T5Buckets",
+    "UnionSparsityConfig",
     "VariableSparsityConfig",
+    "VerticalSlashSparsityConfig",
     "__version__",
     "block_sparse_attention",
     "export",

@@ -15,8 +15,11 @@ from longspan.attention import SparseSelfAttention
 from longspan.sparsity import (
     BigBirdSparsityConfig,
     BSLongformerSparsityConfig,
+    DenseSparsityConfig,
     FixedSparsityConfig,
     LocalSlidingWindowSparsityConfig,
+    RandomSparsityConfig,
+    VerticalSlashSparsityConfig,
 )
 
 HEADS, BLOCK, LENGTH = 2, 8, 61
@@ -191,6 +194,13 @@ PATTERNS_BY_NUMBER = [
     lambda number: BigBirdSparsityConfig(HEADS, BLOCK, seed=number),
     lambda number: BSLongformerSparsityConfig(HEADS, BLOCK, global_block_indices=(number,)),
     lambda number: Shares(HEADS, BLOCK, share=number / 7, windows=(number, 4), label=f"{number}"),
+    lambda number: (
+        DenseSparsityConfig(HEADS, BLOCK)
+        - (
+            RandomSparsityConfig(HEADS, BLOCK, True, density=number / 7, seed=number)
+            | VerticalSlashSparsityConfig(HEADS, BLOCK, vertical_blocks=(number,))
+        )
+    ),
 ]
 
 

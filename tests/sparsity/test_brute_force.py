@@ -1,4 +1,4 @@
-"""All six patterns against the rules restated block by block, on random configurations."""
+"""The six patterns of DeepSpeed against the rules restated block by block, on random configurations."""
 
 from __future__ import annotations
 

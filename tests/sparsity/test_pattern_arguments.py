@@ -1,4 +1,4 @@
-"""Arguments of the patterns: order and defaults, what is refused, identity, copies and the cache."""
+"""Arguments of DeepSpeed's patterns: order and defaults, what is refused, identity, copies and the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from omegaconf import OmegaConf
 
 from longspan.sparsity import (
-    PATTERNS,
     BigBirdSparsityConfig,
     BSLongformerSparsityConfig,
     DenseSparsityConfig,
@@ -271,7 +270,3 @@ def test_the_cache_keeps_the_latest_layout_even_above_its_bytes():
     for n, layout in enumerate(layouts):
         assert cache.get(n, lambda layout=layout: layout) is layout
         assert len(cache) == 1
-
-
-def test_every_shipped_class_is_registered():
-    assert set(PATTERNS.values()) == set(ALL)

@@ -11,15 +11,18 @@ import pytest
 
 from longspan.sparsity import PATTERNS, BigBirdSparsityConfig, SparsityConfig, from_dict, register, registry
 
+DEEPSPEED = ("dense", "fixed", "variable", "bigbird", "bslongformer", "local_sliding_window")
+OF_PAPERS = ("strided", "dilated", "attention_sinks", "a_shape", "vertical_slash", "random", "hierarchical")
+
 
 def test_names():
-    assert list(PATTERNS) == ["dense", "fixed", "variable", "bigbird", "bslongformer", "local_sliding_window"]
+    assert list(PATTERNS) == [*DEEPSPEED, *OF_PAPERS, "union", "intersection", "difference"]
     assert all(PATTERNS[name].name == name for name in PATTERNS)
     with pytest.raises(TypeError):
         PATTERNS["mine"] = BigBirdSparsityConfig
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", [*DEEPSPEED, *OF_PAPERS])
 def test_a_dictionary_survives_json(name):
     pattern = PATTERNS[name](4, 32)
     values = pattern.to_dict()

@@ -146,10 +146,8 @@ class SparseSelfAttention(nn.Module):
     def _layout(self, k_len: int, q_len: int) -> BlockLayout | LayoutHandle:
         """Ask the pattern, which keeps its layouts."""
         if torch.compiler.is_compiling():
-            pattern = self.sparsity_config
-            names = _arguments(type(pattern))
-            values = tuple(_constant(getattr(pattern, name)) for name in names)
-            return LayoutHandle(*_pinned(type(pattern), names, values, _constant(k_len), _constant(q_len)))
+            parts = _constant(self.sparsity_config)
+            return LayoutHandle(*_pinned(parts, _constant(k_len), _constant(q_len)))
         if not self.sparsity_config.defined_for(k_len):
             pattern = self.sparsity_config
             warnings.warn(
@@ -171,15 +169,23 @@ def _arguments(pattern: type[SparsityConfig]) -> tuple[str, ...]:
 
 
 @constant_in_graphs
-def _pinned(
-    pattern: type[SparsityConfig], names: tuple[str, ...], values: tuple[Any, ...], k_len: int, q_len: int
-) -> tuple[Any, ...]:
+def _pinned(parts: tuple[Any, ...], k_len: int, q_len: int) -> tuple[Any, ...]:
     """Run by Dynamo while it traces: the graph is specialised to the pattern and the lengths.
 
     The pattern comes as what it is made of, which Dynamo guards by value; made again, it is an equal pattern
     with the same layouts.
     """
-    return pin(_layout_of(pattern(**dict(zip(names, values, strict=True))), k_len, q_len))
+    return pin(_layout_of(_made_again(parts), k_len, q_len))
+
+
+def _made_again(value: Any) -> Any:
+    """Undo `_constant`: a tuple that begins with a class is a pattern of that class."""
+    if not isinstance(value, tuple):
+        return value
+    if value and isinstance(value[0], type):
+        pattern, names, values = value
+        return pattern(**dict(zip(names, (_made_again(item) for item in values), strict=True)))
+    return tuple(_made_again(item) for item in value)
 
 
 def _layout_of(pattern: SparsityConfig, k_len: int, q_len: int) -> BlockLayout:
@@ -190,10 +196,14 @@ def _layout_of(pattern: SparsityConfig, k_len: int, q_len: int) -> BlockLayout:
 
 
 def _constant(value: Any) -> Any:
-    """Make a number that Dynamo took for variable one number again, guarded, also within tuples.
+    """Take a pattern apart into its class, the names of its arguments and their values, and those within it.
 
-    A call of a method does it to a float, where ``float`` would leave it variable.
+    A number that Dynamo took for variable becomes one number again, guarded, also within tuples. A call of a
+    method does it to a float, where ``float`` would leave it variable.
     """
+    if isinstance(value, SparsityConfig):
+        names = _arguments(type(value))
+        return type(value), names, tuple(_constant(getattr(value, name)) for name in names)
     if isinstance(value, tuple):
         return tuple(_constant(item) for item in value)
     if isinstance(value, float):

@@ -26,8 +26,8 @@ class SparsityConfig(ABC):
     A pattern is a value: immutable, hashable, equal to another of the same class and arguments, and it gives
     the same layout in every process. List arguments are stored as tuples. A new pattern is a frozen dataclass
     that derives from this class, has a ``name`` and an ``attention``, and says in `intervals` which columns a
-    row keeps. Its arguments are of JSON's plain types, lists as tuples: a compiled graph is guarded by their
-    values.
+    row keeps. Its arguments are of JSON's plain types, lists as tuples, or patterns: a compiled graph is
+    guarded by their values. ``a | b``, ``a & b`` and ``a - b`` are patterns too.
 
     Args:
         num_heads: number of attention heads, at least 1.
@@ -129,9 +129,27 @@ class SparsityConfig(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"name": ..., argument: value, ...}``, of plain JSON types; `from_dict` is its inverse."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return {"name": self.name, **plain}
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
+        return {"name": self.name, **values}
+
+    def __or__(self, other: SparsityConfig) -> SparsityConfig:
+        """Union: the blocks that either keeps; heads, block and direction are the same in both."""
+        return self._combined("UnionSparsityConfig", other, patterns=(self, other))
+
+    def __and__(self, other: SparsityConfig) -> SparsityConfig:
+        """Intersection: the blocks that both keep; heads, block and direction are the same in both."""
+        return self._combined("IntersectionSparsityConfig", other, patterns=(self, other))
+
+    def __sub__(self, other: SparsityConfig) -> SparsityConfig:
+        """Difference: the blocks that the other does not keep; heads, block and direction are the same."""
+        return self._combined("DifferenceSparsityConfig", other, pattern=self, without=other)
+
+    def _combined(self, cls: str, other: SparsityConfig, **parts: Any) -> Any:
+        if not isinstance(other, SparsityConfig):
+            return NotImplemented
+        from longspan.sparsity import combined  # it derives from this class
+
+        return getattr(combined, cls)(self.num_heads, self.block, attention=self.attention, **parts)
 
     def _build(self, seq_len: int, q_len: int) -> BlockLayout:
         num_blocks = -(-seq_len // self.block)
@@ -169,3 +187,10 @@ class SparsityConfig(ABC):
             causal=causal,
             lead=lead,
         )
+
+
+def _plain(value: Any) -> Any:
+    """Write an argument in types that JSON has, a pattern as its dictionary."""
+    if isinstance(value, SparsityConfig):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

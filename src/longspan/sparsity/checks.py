@@ -38,6 +38,22 @@ def integers(name: str, value: Any, minimum: int) -> tuple[int, ...]:
     return tuple(integer(f"{name}[{n}]", item, minimum) for n, item in enumerate(value))
 
 
+def share(name: str, value: Any) -> float:
+    """Return ``value``, a share of a whole, as a float.
+
+    Raises:
+        ValueError: ``value`` is no number (a boolean is none) or lies outside ``(0, 1]``.
+
+    """
+    try:
+        number = 0.0 if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must be a number above 0 and at most 1, got {value!r}")
+    return number
+
+
 def boolean(name: str, value: Any) -> bool:
     """Return ``value``.
 

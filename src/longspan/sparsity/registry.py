@@ -7,13 +7,26 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
+from longspan.sparsity import custom
+from longspan.sparsity.a_shape import AShapeSparsityConfig
+from longspan.sparsity.attention_sinks import AttentionSinksSparsityConfig
 from longspan.sparsity.base import SparsityConfig
 from longspan.sparsity.bigbird import BigBirdSparsityConfig
 from longspan.sparsity.bslongformer import BSLongformerSparsityConfig
+from longspan.sparsity.combined import (
+    DifferenceSparsityConfig,
+    IntersectionSparsityConfig,
+    UnionSparsityConfig,
+)
 from longspan.sparsity.dense import DenseSparsityConfig
+from longspan.sparsity.dilated import DilatedSparsityConfig
 from longspan.sparsity.fixed import FixedSparsityConfig
+from longspan.sparsity.hierarchical import HierarchicalSparsityConfig
 from longspan.sparsity.local_sliding_window import LocalSlidingWindowSparsityConfig
+from longspan.sparsity.random import RandomSparsityConfig
+from longspan.sparsity.strided import StridedSparsityConfig
 from longspan.sparsity.variable import VariableSparsityConfig
+from longspan.sparsity.vertical_slash import VerticalSlashSparsityConfig
 
 _patterns: dict[str, type[SparsityConfig]] = {
     cls.name: cls
@@ -24,6 +37,16 @@ _patterns: dict[str, type[SparsityConfig]] = {
         BigBirdSparsityConfig,
         BSLongformerSparsityConfig,
         LocalSlidingWindowSparsityConfig,
+        StridedSparsityConfig,
+        DilatedSparsityConfig,
+        AttentionSinksSparsityConfig,
+        AShapeSparsityConfig,
+        VerticalSlashSparsityConfig,
+        RandomSparsityConfig,
+        HierarchicalSparsityConfig,
+        UnionSparsityConfig,
+        IntersectionSparsityConfig,
+        DifferenceSparsityConfig,
     )
 }
 
@@ -57,6 +80,9 @@ def arguments(cls: type[SparsityConfig]) -> tuple[str, ...]:
 def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
     """Make a pattern from ``{"name": ..., argument: value, ...}``; the inverse of ``SparsityConfig.to_dict``.
 
+    A value that is such a dictionary itself becomes a pattern, in lists too. A name that is not registered is
+    looked for among the patterns of one's own; see `longspan.sparsity.custom`.
+
     Raises:
         ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` is
             missing, or a value is out of its range.
@@ -67,8 +93,24 @@ def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
     rest = {str(key): value for key, value in values.items()}
     name = rest.pop("name", None)
     if name not in _patterns:
-        raise ValueError(f"name must be one of {', '.join(_patterns)}, got {name!r}")
-    return build(_patterns[name], rest)
+        cls = custom.find(name)
+        if cls is None:
+            known = ", ".join(_patterns)
+            raise ValueError(f"name must be one of {known}, got {name!r}; {custom.where(name)}")
+        register(str(name), cls)
+    return build(_patterns[name], {key: _made(key, value) for key, value in rest.items()})
+
+
+def _made(where: str, value: Any) -> Any:
+    """Make the patterns that an argument's value holds as dictionaries."""
+    if isinstance(value, list | tuple):
+        return type(value)(_made(f"{where}[{n}]", item) for n, item in enumerate(value))
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return from_dict(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfig:

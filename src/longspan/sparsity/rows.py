@@ -42,7 +42,7 @@ def compressed_rows(
     """
     drawn, seed = random_blocks
     width = intervals(np.array([first_row]))[0].shape[1] + drawn
-    step = max(1, _CELLS_AT_ONCE // width)
+    step = max(1, _CELLS_AT_ONCE // max(1, width))
     counts, columns, kept = [], [], 0
     for low in range(first_row, num_blocks, step):
         rows = np.arange(low, min(low + step, num_blocks))
