@@ -1,0 +1,193 @@
+"""Loss against tokens, seconds of training and floating-point operations: means over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from longspan.analysis.comparison import panels
+from longspan.analysis.comparison.label_places import spread
+from longspan.analysis.comparison.panels import Figure, Look
+from longspan.analysis.comparison.quantities import in_fitting_unit
+from longspan.analysis.comparison.series import Series, Setting
+from longspan.analysis.comparison.statistics import LEVEL, estimate
+
+# Points of a curve to draw.
+_POINTS = 200
+# The first part of a run falls so far that nothing else could be told apart; it is cut off above.
+_SHOWN_FROM = 0.35
+_TITLES = {"tokens": "training tokens", "seconds": "time of training"}
+
+
+def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]:
+    """Draw the curves of a setting; returns them, and sentences on what could not be drawn."""
+    side = "val" if all(len(r.curves.get("val") or []) >= 2 for r in setting.runs) else "train"
+    if not any(run.curves.get(side) for run in setting.runs):
+        return None, ["No loss curves: the runs have no metrics.csv (logger=csv writes it)."]
+    drawn, missing = [], []
+    for axis in ("tokens", "seconds", "flops"):
+        means = {one.label: mean_curve(one, side, axis) for one in setting.series}
+        without = [label for label, curve in means.items() if not curve]
+        means = {label: curve for label, curve in means.items() if curve}
+        if without:
+            who = "any run" if not means else ", ".join(without)
+            missing.append(f"Loss against {axis}: not recorded by {who}.")
+        if means:
+            drawn.append(_panel(means, axis, side, look, labelled=not drawn))
+    name = "validation loss" if side == "val" else "training loss"
+    seeds = max(len(one.runs) for one in setting.series)
+    band = f" Bands: {LEVEL:.0%} confidence interval of the mean." if seeds > 2 else ""
+    caption = (
+        f"Mean {name} over seeds at each logged step.{band} The steep beginning is cut off above. "
+        "Lower and further left is better."
+    )
+    if not drawn:
+        return None, missing
+    return Figure("loss", f"{name.capitalize()} along training", caption, tuple(drawn)), missing
+
+
+def mean_curve(one: Series, side: str, axis: str) -> list[dict[str, float]]:
+    """Mean loss and mean place on an axis at each step that all runs of a series logged.
+
+    Each point has `x`, `y`, `n` and, of more than two runs, `low` and `high`; the list is empty where a run
+    did not record the axis.
+    """
+    by_run = [
+        {point["step"]: (point.get(axis), point["loss"]) for point in run.curves.get(side) or []}
+        for run in one.runs.values()
+    ]
+    shared = sorted(set.intersection(*(set(points) for points in by_run)))
+    curve = []
+    for step in shared:
+        places = [points[step][0] for points in by_run]
+        found = estimate([points[step][1] for points in by_run])
+        if found is None or any(place is None for place in places):
+            continue
+        point: dict[str, float] = {
+            "x": sum(place for place in places if place is not None) / len(places),
+            "y": found.mean,
+            "n": found.n,
+            "step": step,
+        }
+        if found.n > 2 and found.low is not None and found.high is not None:
+            point |= {"low": found.low, "high": found.high}
+        curve.append(point)
+    return curve
+
+
+def _panel(
+    means: dict[str, list[dict[str, float]]], axis: str, side: str, look: Look, labelled: bool
+) -> alt.LayerChart:
+    last = max(curve[-1]["x"] for curve in means.values())
+    unit, title = _unit(axis, last)
+    rows: list[dict[str, Any]] = [
+        {**point, "x": point["x"] * unit, "series": label}
+        for label, curve in means.items()
+        for point in _thinned(curve)
+    ]
+    # What of each curve lies behind its own first part, since curves end at different places.
+    late = [
+        point
+        for curve in means.values()
+        for point in curve
+        if point["x"] >= _SHOWN_FROM * curve[-1]["x"] or len(curve) < 4
+    ]
+    x_ends = (0.0, last * unit * 1.02)
+    y_ends = panels.domain([point[key] for point in late for key in ("y", "low", "high") if key in point])
+    name = "validation loss" if side == "val" else "training loss"
+    x = alt.X("x:Q", scale=panels.scale(x_ends), axis=alt.Axis(title=title, tickCount=5))
+    y_scale = panels.scale(y_ends)
+    y = alt.Y("y:Q", scale=y_scale, axis=alt.Axis(title=f"{name} (nats/token)"))
+    base = alt.Chart(panels.data(rows)).encode(x=x, color=look.colour())
+    tooltip = [
+        alt.Tooltip("series:N", title="pattern"),
+        alt.Tooltip("y:Q", title=name, format=".4f"),
+        alt.Tooltip("low:Q", title="from", format=".4f"),
+        alt.Tooltip("high:Q", title="to", format=".4f"),
+        alt.Tooltip("x:Q", title=title, format=",.4~r"),
+        alt.Tooltip("step:Q", title="step", format=","),
+        alt.Tooltip("n:Q", title="seeds"),
+    ]
+    layers: list[Any] = []
+    banded = [row for row in rows if "low" in row]
+    if banded:
+        layers.append(
+            alt.Chart(panels.data(banded))
+            .mark_area(clip=True, tooltip=None)
+            .encode(
+                x=x,
+                color=look.colour(),
+                y=alt.Y("low:Q", scale=y_scale, title=f"{name} (nats/token)"),
+                y2="high:Q",
+                opacity=panels.band_opacity(),
+            )
+        )
+    layers.append(
+        base.mark_line(clip=True, strokeWidth=2, strokeJoin="round").encode(y=y, opacity=panels.opacity(1.0))
+    )
+    # Wide and unseen, so that a pointer near the line finds the point.
+    layers.append(base.mark_circle(clip=True, size=140, opacity=0).encode(y=y, tooltip=tooltip))
+    if labelled:
+        layers += _end_labels(means, unit, x, y_scale, y_ends, look)
+    return panels.layered(layers)
+
+
+def _end_labels(
+    means: dict[str, list[dict[str, float]]],
+    unit: float,
+    x: alt.X,
+    y_scale: alt.Scale,
+    y_ends: tuple[float, float],
+    look: Look,
+) -> list[Any]:
+    """Names at the ends of the curves, moved apart, each with a line to its curve."""
+    low, high = y_ends
+    per_pixel = (high - low) / panels.HEIGHT
+    ends = [curve[-1]["y"] for curve in means.values()]
+    places = spread(ends, 13 * per_pixel, low, high)
+    rows = [
+        {"series": label, "x": curve[-1]["x"] * unit, "end": end, "place": place}
+        for (label, curve), end, place in zip(means.items(), ends, places, strict=True)
+    ]
+    base = alt.Chart(panels.data(rows))
+    past = panels.WIDTH + 22
+    lines = base.mark_rule(strokeWidth=1).encode(
+        x=alt.value(panels.WIDTH),
+        x2=alt.value(past - 4),
+        y=alt.Y("end:Q", scale=y_scale),
+        y2="place:Q",
+        color=look.colour(),
+        opacity=panels.opacity(0.8),
+    )
+    names = base.mark_text(align="left", baseline="middle").encode(
+        x=alt.value(past),
+        y=alt.Y("place:Q", scale=y_scale),
+        text="series:N",
+        opacity=panels.opacity(1.0),
+    )
+    return [lines, names]
+
+
+def _unit(axis: str, largest: float) -> tuple[float, str]:
+    if axis == "flops":
+        size, unit = in_fitting_unit(largest)
+        return size, f"floating-point operations ({unit})"
+    if axis == "tokens":
+        for size, unit in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+            if largest >= size:
+                return 1 / size, f"{_TITLES[axis]} ({unit})"
+        return 1.0, _TITLES[axis]
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if largest >= 3 * size:
+            return 1 / size, f"{_TITLES[axis]} ({unit})"
+    return 1.0, f"{_TITLES[axis]} (s)"
+
+
+def _thinned(curve: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """At most so many points of a curve, its first and its last among them."""
+    if len(curve) <= _POINTS:
+        return list(curve)
+    step = (len(curve) - 1) / (_POINTS - 1)
+    return [curve[round(number * step)] for number in range(_POINTS)]

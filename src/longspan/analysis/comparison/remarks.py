@@ -1,0 +1,146 @@
+"""What a reader of a comparison must be told: runs that are not alike, budgets that differ, too few seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from longspan.analysis.comparison.configurations import PATTERN_GROUPS, differing, facts, group_of
+from longspan.analysis.comparison.quantities import FLOPS
+from longspan.analysis.comparison.runs import Run
+from longspan.analysis.comparison.series import Setting
+
+# Groups of the configuration, by what a difference in them means for the comparison.
+_MEANING = {
+    "data": "different data",
+    "tokenizer": "different tokenizers",
+    "objective": "different objectives",
+    "model": "different models",
+    "position": "different positions",
+    "optimizer": "different optimizers",
+    "scheduler": "different learning rates",
+}
+# Differences of these keys of the trainer are differences of the budget, which is compared as it was spent.
+_BUDGET = ("trainer.max_steps", "trainer.max_time", "trainer.max_epochs")
+# How far budgets may be apart and still count as one.
+_SAME_TOKENS, _SAME_FLOPS, _SAME_SECONDS = 0.001, 0.02, 0.02
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A sentence for the reader.
+
+    Attributes:
+        text: the sentence.
+        warning: whether figures are not comparable because of it.
+
+    """
+
+    text: str
+    warning: bool = True
+
+
+def remarks(setting: Setting) -> list[Remark]:
+    """Say what is to be known of a setting's figures, the worst first."""
+    found = [*_alike(setting), *_budget(setting), *_machine(setting), *_losses(setting), *_seeds(setting)]
+    if setting.repeated:
+        found.append(
+            Remark(f"Run more than once, the latest counts; not compared: {', '.join(setting.repeated)}.")
+        )
+    notes = dict.fromkeys(note for run in setting.runs for note in run.notes)
+    found += [Remark(note, warning=False) for note in notes]
+    return sorted(found, key=lambda remark: not remark.warning)
+
+
+def _alike(setting: Setting) -> Iterable[Remark]:
+    keys = [
+        key
+        for key in differing(one.settings for one in setting.series)
+        if group_of(key) not in (*PATTERN_GROUPS, "budget") and key not in _BUDGET
+    ]
+    by_meaning: dict[str, list[str]] = {}
+    for key in keys:
+        by_meaning.setdefault(_MEANING.get(group_of(key), "runs differ in more than the pattern"), []).append(
+            key
+        )
+    # A generated task may follow the seed: only runs of one seed must have read the same.
+    by_seed: dict[int, list[dict[str, str]]] = {}
+    for one in setting.series:
+        for seed, run in one.runs.items():
+            by_seed.setdefault(seed, []).append(facts(run))
+    corpora = {key for one in by_seed.values() for key in differing(one) if key.startswith("corpus")}
+    if corpora:
+        by_meaning.setdefault("different data", []).extend(sorted(corpora))
+    for meaning, names in by_meaning.items():
+        yield Remark(f"Not comparable: {meaning} ({', '.join(names)}).")
+
+
+def _budget(setting: Setting) -> Iterable[Remark]:
+    tokens = [run.result.get("tokens") for run in setting.runs]
+    if _spread(tokens) <= _SAME_TOKENS:
+        return
+    asked = {_budget_of(run) for run in setting.runs}
+    if len(asked) == 1 and (budget := asked.pop()) is not None:
+        yield Remark(f"Equal budgets of {budget}, so the numbers of tokens differ.", warning=False)
+    elif _spread([FLOPS.of(run) for run in setting.runs]) <= _SAME_FLOPS:
+        yield Remark("Equal floating-point operations, so the numbers of tokens differ.", warning=False)
+    elif _spread([(run.result.get("cost") or {}).get("seconds") for run in setting.runs]) <= _SAME_SECONDS:
+        yield Remark("Equal time of training, so the numbers of tokens differ.", warning=False)
+    else:
+        by_tokens: dict[str, list[str]] = {}
+        for one in setting.series:
+            for run in one.runs.values():
+                labels = by_tokens.setdefault(f"{run.result.get('tokens') or 0:,}", [])
+                if one.label not in labels:
+                    labels.append(one.label)
+        told = "; ".join(f"{count} tokens: {', '.join(labels)}" for count, labels in by_tokens.items())
+        yield Remark(f"Not comparable: different budgets ({told}).")
+
+
+def _budget_of(run: Run) -> str | None:
+    """The budget that a run was given, in words."""
+    budget = run.result.get("budget")
+    return f"{budget['limit']:,.6g} {budget['unit']}" if budget else None
+
+
+def _machine(setting: Setting) -> Iterable[Remark]:
+    differences = differing(map(facts, setting.runs))
+    machine = [key for key in ("device", "attention backend", "precision") if key in differences]
+    if machine:
+        yield Remark(f"Speed and memory are not comparable: runs differ in {', '.join(machine)}.")
+    versions = [key.removeprefix("version of ") for key in differences if key.startswith("version of ")]
+    if versions:
+        yield Remark(f"Runs were made with different versions of {', '.join(versions)}.", warning=False)
+
+
+def _losses(setting: Setting) -> Iterable[Remark]:
+    without = [run.name for run in setting.runs if run.result["metrics"].get("val_loss") is None]
+    if without:
+        yield Remark(f"No finite validation loss, so left out of its means: {', '.join(without)}.")
+
+
+def _seeds(setting: Setting) -> Iterable[Remark]:
+    counts = {one.label: len(one.runs) for one in setting.series}
+    single = [label for label, count in counts.items() if count == 1]
+    if single:
+        who = "every pattern" if len(single) == len(counts) else ", ".join(single)
+        yield Remark(f"One seed of {who}: no confidence interval.", warning=False)
+    two = [label for label, count in counts.items() if count == 2]
+    if two:
+        who = "every pattern" if len(two) == len(counts) else ", ".join(two)
+        yield Remark(
+            f"Two seeds of {who}: an interval of one degree of freedom is so wide that it tells little.",
+            warning=False,
+        )
+    if len({tuple(one.runs) for one in setting.series}) > 1:
+        yield Remark(
+            "Patterns have different seeds; their differences are taken over those they share.", warning=False
+        )
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    """How far apart values are, relative to the largest; infinite where one is not known."""
+    known = [value for value in values if value]
+    if len(known) < len(values) or not known:
+        return float("inf")
+    return (max(known) - min(known)) / max(known)

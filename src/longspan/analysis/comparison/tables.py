@@ -1,0 +1,146 @@
+"""The comparison as tables: rows of text, for the terminal and for the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longspan.analysis.comparison.configurations import PATTERN_GROUPS, differing, facts
+from longspan.analysis.comparison.quantities import Quantity, qualities, quantities
+from longspan.analysis.comparison.runs import Run
+from longspan.analysis.comparison.series import Series, Setting
+from longspan.analysis.comparison.statistics import Estimate, estimate, paired
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Headings and rows.
+
+    Attributes:
+        headings: of the columns.
+        rows: a text for each column.
+        marked: for each row, which columns hold the best value.
+        numbers: how many columns, counted from the right, hold numbers.
+
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: int
+    marked: tuple[frozenset[int], ...] = ()
+
+
+def results_table(setting: Setting) -> TextTable:
+    """A row a series: mean and interval of each quantity, and the number of seeds."""
+    shown = quantities(setting)
+    found = [[estimate(list(one.values(quantity).values())) for quantity in shown] for one in setting.series]
+    best = {column: _best(quantity, [row[column] for row in found]) for column, quantity in enumerate(shown)}
+    rows, marked = [], []
+    for number, (one, estimates) in enumerate(zip(setting.series, found, strict=True)):
+        texts = [quantity.write_estimate(value) for quantity, value in zip(shown, estimates, strict=True)]
+        rows.append((one.label, *texts, str(len(one.runs))))
+        marked.append(frozenset(column + 1 for column in best if best[column] == number))
+    headings = ("pattern", *(quantity.title for quantity in shown), "n")
+    return TextTable(headings, tuple(rows), len(shown) + 1, tuple(marked))
+
+
+def difference(quantity: Quantity, one: Series, other: Series) -> Estimate | None:
+    """Paired difference `one - other` over the seeds that both have."""
+    return paired(one.values(quantity), other.values(quantity))
+
+
+def differences_table(setting: Setting, quantity: Quantity) -> TextTable:
+    """Paired differences of every two series, that of the row less that of the column, with intervals."""
+    labels = [one.label for one in setting.series]
+    rows = []
+    for one in setting.series:
+        texts = [
+            "" if one is other else _difference_text(quantity, difference(quantity, one, other))
+            for other in setting.series
+        ]
+        rows.append((one.label, *texts))
+    return TextTable((f"{quantity.title}: row − column", *labels), tuple(rows), len(labels))
+
+
+def baseline_table(setting: Setting, baseline: Series) -> TextTable:
+    """Paired differences of each series to one of them, in every quality."""
+    shown = qualities(setting)
+    rows = []
+    for one in setting.series:
+        if one is not baseline:
+            found = [difference(quantity, one, baseline) for quantity in shown]
+            texts = [_difference_text(quantity, x) for quantity, x in zip(shown, found, strict=True)]
+            rows.append((one.label, *texts, str(max((x.n for x in found if x), default=0))))
+    headings = (f"less {baseline.label}", *(quantity.title for quantity in shown), "shared seeds")
+    return TextTable(headings, tuple(rows), len(shown) + 1)
+
+
+def _difference_text(quantity: Quantity, found: Estimate | None) -> str:
+    if found is None:
+        return "no shared seed"
+    return quantity.write_estimate(found, sign=True) + ("*" if found.excludes_zero else "")
+
+
+def configuration_table(setting: Setting) -> TextTable:
+    """The keys and facts whose values differ between the series of a setting: a column a series."""
+    columns = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
+    rows = [(key, *(_short(one.get(key, "–")) for one in columns)) for key in differing(columns)]
+    return TextTable(("key", *(one.label for one in setting.series)), tuple(rows), 0)
+
+
+def settings_table(settings: Sequence[Setting]) -> TextTable:
+    """The keys and facts that differ between settings but not within them: a column a setting."""
+    columns = []
+    for setting in settings:
+        series = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
+        within = set(differing(series))
+        columns.append({key: value for one in series for key, value in one.items() if key not in within})
+    shared = set.intersection(*(set(one) for one in columns))
+    rows = [
+        (key, *(_short(one[key]) for one in columns))
+        for key in differing(columns)
+        if key in shared and key.partition(".")[0] not in PATTERN_GROUPS
+    ]
+    return TextTable(("key", *(setting.title for setting in settings)), tuple(rows), 0)
+
+
+def runs_table(settings: Sequence[Setting]) -> TextTable:
+    """A row a run: where it lies, what it is and what it reached."""
+    rows = []
+    for setting in settings:
+        for one in setting.series:
+            for seed, run in one.runs.items():
+                loss = run.result["metrics"].get("val_loss")
+                rows.append(
+                    (
+                        run.name,
+                        setting.title,
+                        one.label,
+                        str(seed),
+                        f"{run.result.get('steps') or 0:,}",
+                        f"{run.result.get('tokens') or 0:,}",
+                        "–" if loss is None else f"{loss:.4f}",
+                    )
+                )
+    headings = ("run", "setting", "pattern", "seed", "steps", "tokens", "validation loss (nats/token)")
+    return TextTable(headings, tuple(rows), 4)
+
+
+def _shared_facts(runs: Sequence[Run]) -> dict[str, str]:
+    """Facts of some runs; where they differ between the runs, all values."""
+    all_facts = [facts(run) for run in runs]
+    keys = dict.fromkeys(key for one in all_facts for key in one)
+    return {key: ", ".join(dict.fromkeys(one.get(key, "–") for one in all_facts)) for key in keys}
+
+
+def _short(value: str) -> str:
+    """Of the import path of a class, its name."""
+    return value.rpartition(".")[2] if value.startswith("longspan.") else value
+
+
+def _best(quantity: Quantity, found: Sequence[Estimate | None]) -> int | None:
+    """Which mean is the best; None where none is better, or only one is known."""
+    known = {number: value.mean for number, value in enumerate(found) if value is not None}
+    if quantity.lower_is_better is None or len(known) < 2:
+        return None
+    return (min if quantity.lower_is_better else max)(known, key=lambda number: known[number])
