@@ -260,35 +260,20 @@ class BlockLayout:
     def __or__(self, other: BlockLayout) -> BlockLayout:
         """Union of the blocks; both layouts must agree on ``causal``."""
         self._check_same_shape(other, "|")
-        if self.causal != other.causal:
-            raise ValueError(
-                "the union of a causal and a non-causal layout is no block layout: make both the same"
-            )
+        self._check_same_direction(other, "union")
         return self._combine(other, lambda a, b: torch.cat([a, b]).unique(), self.causal)
 
     def __and__(self, other: BlockLayout) -> BlockLayout:
         """Intersection of the blocks; causal if either is."""
         self._check_same_shape(other, "&")
-
-        def common(a: Tensor, b: Tensor) -> Tensor:
-            keys, counts = torch.cat([a, b]).unique(return_counts=True)
-            return keys[counts == 2]
-
-        return self._combine(other, common, self.causal or other.causal)
+        causal = self.causal or other.causal
+        return self._combine(other, lambda a, b: a[torch.isin(a, b, assume_unique=True)], causal)
 
     def __sub__(self, other: BlockLayout) -> BlockLayout:
         """The blocks that the other layout does not keep; both must agree on ``causal``."""
         self._check_same_shape(other, "-")
-        if self.causal != other.causal:
-            raise ValueError(
-                "the difference of a causal and a non-causal layout is no block layout: make both the same"
-            )
-
-        def only_mine(mine: Tensor, theirs: Tensor) -> Tensor:
-            keys, counts = torch.cat([mine, theirs, theirs]).unique(return_counts=True)
-            return keys[counts == 1]
-
-        return self._combine(other, only_mine, self.causal)
+        self._check_same_direction(other, "difference")
+        return self._combine(other, lambda a, b: a[~torch.isin(a, b, assume_unique=True)], self.causal)
 
     def __invert__(self) -> BlockLayout:
         """Every block of the rectangle that is not kept; ``causal`` stays as it is."""
@@ -338,6 +323,12 @@ class BlockLayout:
     def _keys(self) -> Tensor:
         """Sorted block numbers through all layouts: ``(layout * q_blocks + row) * k_blocks + column``."""
         return self._rows() * self.k_blocks + self._columns.long()
+
+    def _check_same_direction(self, other: BlockLayout, name: str) -> None:
+        if self.causal != other.causal:
+            raise ValueError(
+                f"the {name} of a causal and a non-causal layout is no block layout: make both the same"
+            )
 
     def _keys_of(self, layout: int) -> Tensor:
         start, stop = int(self._row_offsets[layout, 0]), int(self._row_offsets[layout, -1])
