@@ -112,7 +112,7 @@ def test_flag_and_variable_find_the_options_and_check_their_arguments(reader, co
     assert "did you mean reach?" in err
     status, out, _ = command(*before, "--help")
     assert status == 0
-    assert re.search(r"^sparsity: .*strided, tree, union", out, flags=re.MULTILINE)
+    assert "strided, tree, union" in " ".join(out.split())
     assert from_dict({"name": "tree", "num_heads": 2, "reach": 0}).to_dict()["reach"] == 0
 
 

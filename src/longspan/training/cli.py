@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import hydra
@@ -21,6 +25,7 @@ from longspan.training.checkpoints import NAMES
 from longspan.training.config import ConfigError, config_dir
 from longspan.training.errors import allowed_keys, describe
 
+WIDTH = 110
 USER_ERRORS = (ConfigError, CompactHydraException, HydraException, OmegaConfBaseException)
 
 
@@ -57,7 +62,8 @@ def main() -> None:
         command = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=schemas.PRIMARY)(
             job
         )
-        command()
+        with wrapped_lines() if arguments.help else nullcontext():
+            command()
     except (*USER_ERRORS, Mistake) as error:
         if before == "1":
             raise
@@ -69,6 +75,20 @@ def main() -> None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def wrapped_lines() -> Iterator[None]:
+    """Wrap what is printed inside: Hydra writes all options of a group into one line."""
+    written = io.StringIO()
+    try:
+        with redirect_stdout(written):
+            yield
+    finally:
+        for line in written.getvalue().splitlines():
+            print(
+                "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="  ")) if len(line) > WIDTH else line
+            )
 
 
 def add_folder(folder: str) -> None:
