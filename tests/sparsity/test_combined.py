@@ -85,8 +85,8 @@ REFUSED = [
     ],
     *[(cls, {"patterns": "dense"}, "patterns must be a list .* got 'dense'") for cls in SEVERAL],
     *[(cls, {"patterns": [DENSE, 3]}, r"patterns\[1\] must be a pattern, got 3") for cls in SEVERAL],
-    (DifferenceSparsityConfig, {}, "pattern must be a pattern, got None"),
-    (DifferenceSparsityConfig, {"pattern": DENSE}, "without must be a pattern, got None"),
+    (DifferenceSparsityConfig, {"pattern": None, "without": DENSE}, "pattern must be a pattern, got None"),
+    (DifferenceSparsityConfig, {"pattern": DENSE, "without": 1}, "without must be a pattern, got 1"),
     *[
         (
             UnionSparsityConfig,
@@ -130,8 +130,9 @@ def test_refused_arguments(cls, arguments, message):
         ({"patterns": [{"num_heads": 4}]}, r"patterns\[0\]: name must be one of .* got None"),
         (
             {"pattern": DENSE.to_dict()},
-            "union has no argument 'pattern'; allowed are num_heads, block, patterns",
+            "union has no argument 'pattern'; allowed are num_heads, block, ",
         ),
+        ({}, "union needs patterns, got only num_heads"),
     ],
 )
 def test_refused_dictionaries(values, message):

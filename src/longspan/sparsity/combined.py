@@ -69,7 +69,8 @@ class CombinedSparsityConfig(SparsityConfig):
 class _SeveralSparsityConfig(CombinedSparsityConfig):
     """A pattern made of any number of others."""
 
-    patterns: tuple[SparsityConfig, ...] = ()
+    # A tuple, once it is checked.
+    patterns: tuple[SparsityConfig, ...] | Mapping[str, SparsityConfig] = field(kw_only=True)
     attention: Attention = "bidirectional"
 
     def __post_init__(self) -> None:
@@ -146,9 +147,8 @@ class DifferenceSparsityConfig(CombinedSparsityConfig):
 
     """
 
-    # Wanted, but an argument after ones with defaults must have one.
-    pattern: SparsityConfig = None  # type: ignore[assignment]
-    without: SparsityConfig = None  # type: ignore[assignment]
+    pattern: SparsityConfig = field(kw_only=True)
+    without: SparsityConfig = field(kw_only=True)
     attention: Attention = "bidirectional"
 
     name: ClassVar[str] = "difference"

@@ -64,8 +64,8 @@ def where(name: object) -> str:
     """Say where a pattern of one's own is looked for, for an error."""
     named = ", ".join(str(folder / "sparsity") for folder in folders())
     return (
-        f"a pattern of your own is found in sparsity/{name}.py of a folder that {VARIABLE} names "
-        f"({named or 'it names none'})"
+        f"a pattern of your own is found in sparsity/{name}.py of a folder that {VARIABLE} or --config-dir "
+        f"names (now: {named or 'none'})"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -84,8 +84,8 @@ def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
     looked for among the patterns of one's own; see `longspan.sparsity.custom`.
 
     Raises:
-        ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` is
-            missing, or a value is out of its range.
+        ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` or
+            another argument without a default is missing, or a value is out of its range.
 
     """
     if not isinstance(values, Mapping):
@@ -117,8 +117,8 @@ def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfi
     """Make a pattern of one class, with clear errors for unknown and missing arguments.
 
     Raises:
-        ValueError: a key is no argument of the pattern, ``num_heads`` is missing, or a value is out of its
-            range.
+        ValueError: a key is no argument of the pattern, ``num_heads`` or another argument without a default
+            is missing, or a value is out of its range.
 
     """
     allowed = arguments(cls)
@@ -127,6 +127,11 @@ def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfi
         raise ValueError(
             f"{cls.name} has no argument {', '.join(map(repr, unknown))}; allowed are {', '.join(allowed)}"
         )
-    if "num_heads" not in values:
-        raise ValueError(f"{cls.name} needs num_heads, got only {', '.join(values) or 'nothing'}")
+    needed = [field.name for field in fields(cls) if field.init and _is_required(field)]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{cls.name} needs {', '.join(missing)}, got only {', '.join(values) or 'nothing'}")
     return cls(**values)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING

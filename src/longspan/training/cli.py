@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.training import schemas
+from longspan.sparsity import custom
+from longspan.training import own_folders, schemas
 from longspan.training.checkpoints import NAMES
 from longspan.training.config import ConfigError, config_dir
 from longspan.training.errors import allowed_keys, describe
@@ -41,6 +42,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = get_args_parser().parse_args()
     try:
+        own_folders.register()
+        if arguments.config_dir is not None:
+            add_folder(arguments.config_dir)
         # Help and completion list files and options: reading them typed would import what they name.
         if not (arguments.help or arguments.shell_completion):
             schemas.register()
@@ -65,6 +69,16 @@ def main() -> None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def add_folder(folder: str) -> None:
+    """Find code too where --config-dir has Hydra find options; raises ConfigError for what is no folder."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    try:
+        custom.add(folder)
+    except ValueError as error:
+        raise ConfigError(f"--config-dir: {error}") from error
 
 
 def job(config: DictConfig) -> float | None:

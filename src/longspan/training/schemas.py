@@ -22,12 +22,12 @@ from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from longspan.training import own_folders
 from longspan.training.config import SUPPLIED, ConfigError, locate
 from longspan.training.errors import allowed_keys, explain
 
@@ -265,6 +265,10 @@ def _with_run_schema(config: DictConfig) -> DictConfig:
 
 
 def register() -> None:
-    """Make Hydra read its files through TypedFileSource, in this process; may be called again."""
-    Plugins.instance()  # registers Hydra's own sources first: a second one for `file` would be refused
+    """Make Hydra read its files through TypedFileSource, in this process; may be called again.
+
+    It finds the options in folders of one's own too.
+    """
+    # Registers Hydra's own sources first: a second one for `file` would be refused.
+    own_folders.register()
     SourcesRegistry.instance().types["file"] = TypedFileSource
