@@ -108,6 +108,7 @@ def test_a_real_sweep_from_training_to_the_page(tmp_path, capsys):
     # Tokens, seconds and FLOPs were all recorded, and both patterns have a picture.
     assert page.count('id="clm_python_source_256-loss-') == 3
     assert page.count("data:image/png;base64") == 2
-    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    figures = {path.stem.removeprefix("clm_python_source_256_") for path in (tmp_path / "out").glob("*.png")}
+    assert figures == {"loss", "differences", "tradeoffs_val_loss", "evaluation"}
     # The file of the runs gives the same table.
     assert cells(printed(tmp_path / "runs.jsonl"), "bigbird") == cells(text, "bigbird")

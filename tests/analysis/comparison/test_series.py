@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longspan.analysis.comparison.quantities import DENSITY, LOSS, quantities
+from longspan.analysis.comparison.quantities import DENSITY, LOSS, qualities, quantities
 from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
 from longspan.analysis.comparison.series import density, sort_runs
@@ -176,3 +176,14 @@ def test_the_density_of_a_mixture_is_the_mean_over_its_layers(tmp_path, write_ru
     (path / "result.json").write_text(json.dumps(result))
     assert density(read_runs([tmp_path])[0][0]) is None
     assert "density" not in [quantity.key for quantity in quantities(sort(tmp_path)[0])]
+
+
+def test_a_task_is_judged_by_accuracy_and_text_by_its_loss(tmp_path, write_run):
+    path = write_run(tmp_path / "0")
+    assert [quality.key for quality in qualities(sort(tmp_path)[0])] == ["val_loss"]
+    result = json.loads((path / "result.json").read_text())
+    result["metrics"] |= {"bits_per_byte": None, "accuracy": 0.875}
+    (path / "result.json").write_text(json.dumps(result))
+    found = qualities(sort(tmp_path)[0])
+    assert [quality.key for quality in found] == ["accuracy", "val_loss"]
+    assert found[0].write(0.875) == "87.5"

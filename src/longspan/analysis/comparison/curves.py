@@ -18,6 +18,8 @@ from longspan.analysis.comparison.statistics import LEVEL, estimate
 _POINTS = 200
 # The first part of a run falls so far that nothing else could be told apart; it is cut off above.
 _SHOWN_FROM = 0.35
+# Curves of fewer points are shown whole.
+_LEAST_TO_CUT = 4
 _TITLES = {"tokens": "training tokens", "seconds": "time of training"}
 
 
@@ -39,10 +41,9 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
     name = "validation loss" if side == "val" else "training loss"
     seeds = max(len(one.runs) for one in setting.series)
     band = f" Bands: {LEVEL:.0%} confidence interval of the mean." if seeds > 2 else ""
-    caption = (
-        f"Mean {name} over seeds at each logged step.{band} The steep beginning is cut off above. "
-        "Lower and further left is better."
-    )
+    cut = any(len(run.curves.get(side) or []) >= _LEAST_TO_CUT for run in setting.runs)
+    steep = " The steep beginning is cut off above." if cut else ""
+    caption = f"Mean {name} over seeds at each logged step.{band}{steep} Lower and further left is better."
     if not drawn:
         return None, missing
     return Figure("loss", f"{name.capitalize()} along training", caption, tuple(drawn)), missing
@@ -92,12 +93,14 @@ def _panel(
         point
         for curve in means.values()
         for point in curve
-        if point["x"] >= _SHOWN_FROM * curve[-1]["x"] or len(curve) < 4
+        if point["x"] >= _SHOWN_FROM * curve[-1]["x"] or len(curve) < _LEAST_TO_CUT
     ]
     x_ends = (0.0, last * unit * 1.02)
     y_ends = panels.domain([point[key] for point in late for key in ("y", "low", "high") if key in point])
     name = "validation loss" if side == "val" else "training loss"
-    x = alt.X("x:Q", scale=panels.scale(x_ends), axis=alt.Axis(title=title, tickCount=5))
+    x = alt.X(
+        "x:Q", scale=panels.scale(x_ends), axis=alt.Axis(title=title, tickCount=4, labelOverlap="greedy")
+    )
     y_scale = panels.scale(y_ends)
     y = alt.Y("y:Q", scale=y_scale, axis=alt.Axis(title=f"{name} (nats/token)"))
     base = alt.Chart(panels.data(rows)).encode(x=x, color=look.colour())

@@ -11,7 +11,7 @@ from longspan.analysis.comparison.panels import Figure, Look
 from longspan.analysis.comparison.series import Series, Setting
 from longspan.analysis.comparison.statistics import LEVEL, estimate
 
-_KINDS = {"by_position": "position in the sequence", "by_distance": "distance to what is asked for"}
+_KINDS = {"by_position": "position in the sequence", "by_distance": "distance back to the answer"}
 _VALUES = {"loss": ("loss", "nats/token", 1.0), "accuracy": ("accuracy", "%", 100.0)}
 
 

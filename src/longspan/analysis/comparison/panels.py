@@ -126,7 +126,8 @@ def specification(chart: Any, look: Look, theme: str | None = None) -> dict[str,
 
 def write_png(figure: Figure, look: Look, title: str, path: Path) -> None:
     """Write a figure as a PNG on white ground, with its title and caption above."""
-    chart = alt.hconcat(*figure.panels, spacing=36).properties(
+    columns = 2 if len(figure.panels) == 4 else 3
+    chart = alt.concat(*figure.panels, columns=columns, spacing=36).properties(
         title=alt.TitleParams(f"{figure.title}: {title}", subtitle=_lines(figure.caption), offset=14)
     )
     made = specification(chart, look, "light")

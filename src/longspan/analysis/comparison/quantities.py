@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from longspan.analysis.comparison.runs import Run
 from longspan.analysis.comparison.series import Setting, density
@@ -74,8 +73,7 @@ SPEED = Quantity(
 )
 MEMORY = Quantity("peak_memory", "peak memory", "GiB", _throughput("peak_memory_bytes"), 2**-30, 2, True)
 FLOPS = Quantity("flops", "compute", "PFLOP", _cost("flops"), 1e-15, 2, True)
-QUALITIES = (LOSS, BITS, ACCURACY)
-ALL = (*QUALITIES, DENSITY, SPEED, MEMORY, FLOPS)
+ALL = (LOSS, BITS, ACCURACY, DENSITY, SPEED, MEMORY, FLOPS)
 
 _SIZES = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
@@ -105,9 +103,11 @@ def quantities(setting: Setting) -> list[Quantity]:
 
 
 def qualities(setting: Setting) -> list[Quantity]:
-    """The quantities that say how well the runs of a setting learned: the loss, and accuracy if there is one.
+    """The quantities that say how well the runs of a setting learned.
 
-    Bits per byte are left out: over one tokenizer they are the loss in another unit.
+    Of text the loss (bits per byte are the loss in another unit, over one tokenizer); of a task, which has no
+    bytes, accuracy and the loss.
     """
-    known: Sequence[Any] = quantities(setting)
-    return [quantity for quantity in known if quantity.key in (LOSS.key, ACCURACY.key)]
+    known = {quantity.key: quantity for quantity in quantities(setting)}
+    keys = (LOSS.key,) if BITS.key in known else (ACCURACY.key, LOSS.key)
+    return [known[key] for key in keys if key in known]
