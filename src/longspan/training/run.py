@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.analysis.start import warn_at_start
 from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
 from longspan.positions import learned_limit
@@ -76,6 +77,8 @@ def train(
     except ValueError as error:
         raise ConfigError(f"attention_backend={config.attention_backend}: {error}") from error
     print_report(start_report(facts))
+    if trainer.is_global_zero:
+        warn_at_start(module.model, data.seq_len, trainer.strategy.root_device, facts.precision)
     if checkpoint is not None:
         print(f"Going on from {checkpoint}")
     log_configuration(loggers, {**settings, "corpus": account, "parameters": facts.parameters})

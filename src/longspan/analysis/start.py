@@ -1,0 +1,169 @@
+"""What a run should be told before it starts: what its patterns leave out, and where they do not pay."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from longspan.analysis import break_even
+from longspan.analysis.picture import ranges
+from longspan.analysis.reach import Reach, reach
+from longspan.analysis.rows import row_counts, row_statistics
+from longspan.models.layers import attention_of, self_attention_layers
+from longspan.sparsity import SparsityConfig
+from longspan_kernels.layout import BlockLayout
+from longspan_kernels.tuning import Architecture, architecture_of
+
+# A sample is enough for a sentence, and no run waits for it.
+_SOURCES = 1024
+# Layouts beyond this many bytes (some sixteen million kept blocks) are not looked at: a warning costs a run
+# neither minutes nor its memory.
+_MOST_BYTES = 1 << 26
+
+
+def warn_at_start(model: nn.Module, seq_len: int, device: torch.device, precision: str) -> None:
+    """Warn, a sentence each, of what `start_warnings` finds in a model that was made sparse.
+
+    Args:
+        model: a Hugging Face model whose layers have their patterns.
+        seq_len: tokens of a sequence.
+        device: what it will run on.
+        precision: of the arithmetic, as Lightning names it.
+
+    """
+    layers: list[Any] = self_attention_layers(model)
+    config = layers[0].config
+    patterns: list[SparsityConfig | None] = [attention_of(layer).sparsity_config for layer in layers]
+    # ALBERT runs one set of weights many times; with several sets their order is its own.
+    if len(layers) == 1:
+        patterns *= config.num_hidden_layers
+    causal = all(layer.is_causal and getattr(config, "is_causal", True) for layer in layers)
+    measured = device.type == "cuda" and "16" in precision
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for sentence in start_warnings(
+        patterns,
+        seq_len,
+        causal=True if causal else None,
+        head_dim=head_dim,
+        architecture=architecture_of(device) if measured else None,
+    ):
+        warnings.warn(sentence, stacklevel=2)
+
+
+def start_warnings(
+    patterns: Sequence[SparsityConfig | None],
+    seq_len: int,
+    *,
+    causal: bool | None = None,
+    head_dim: int | None = None,
+    architecture: Architecture | None = None,
+    found: Reach | None = None,
+) -> list[str]:
+    """Say, a sentence each, what is amiss with the patterns of a model's layers; nothing where all is right.
+
+    Rows of blocks that attend nothing; pairs of tokens without a path between them after all layers; patterns
+    so dense that dense attention is faster, by measured times alone: nothing is said of a device, block or
+    head dimension that was not measured, nor of the pattern ``dense``, which is chosen knowingly. Nor of
+    layouts of more than some sixteen million kept blocks, to look at which would take long.
+
+    Args:
+        patterns: one for each layer, the lowest first; None for a dense layer.
+        seq_len: tokens of a sequence. A layer whose pattern is not defined for it attends densely.
+        causal: whether the layers are causal to the token; None: each as its pattern says.
+        head_dim: dimension of a head.
+        architecture: of the GPU, as `longspan_kernels.tuning.architecture_of` names it, where the arithmetic
+            is in 16 bits; None for everything else.
+        found: the reach of these layers, where it is known already.
+
+    Raises:
+        ValueError: no layer, or a length that a pattern refuses.
+
+    """
+    patterns = [one if one is not None and one.defined_for(seq_len) else None for one in patterns]
+    layouts = [None if one is None else one.layout(seq_len) for one in patterns]
+    if any(layout is not None and layout.nbytes > _MOST_BYTES for layout in layouts):
+        return []
+    sentences = []
+    for pattern in dict.fromkeys(one for one in patterns if one is not None):
+        layout = pattern.layout(seq_len)
+        layers = ranges([number for number, one in enumerate(patterns) if one == pattern])
+        where = f"{pattern.name} (layers {layers})" if len(set(patterns)) > 1 else pattern.name
+        sentences += [
+            *_empty_rows(where, layout, causal),
+            *_dense_is_faster(pattern, where, layout, seq_len, causal, head_dim, architecture),
+        ]
+    if any(layout is not None for layout in layouts):
+        if found is None:
+            found = reach(layouts, seq_len, causal, max_sources=_SOURCES, sample=_SOURCES)
+        sentences += _unreachable(patterns, found)
+    return sentences
+
+
+def _empty_rows(where: str, layout: BlockLayout, causal: bool | None) -> list[str]:
+    causal = layout.causal if causal is None else causal
+    empty = {number: row_counts(layout, number, causal) == 0 for number in range(layout.layouts)}
+    of_heads = [empty[int(number)] for number in layout.head_layouts]
+    total = sum(int(rows.sum()) for rows in of_heads)
+    if not total:
+        return []
+    head = next(number for number, rows in enumerate(of_heads) if rows.any())
+    row = int(np.flatnonzero(of_heads[head])[0])
+    return [
+        f"{where}: {total:,} of {layout.heads * layout.q_blocks:,} rows of blocks attend nothing, the first "
+        f"of them in head {head} from token {row * layout.block:,} on: the head gives zero there"
+    ]
+
+
+def _unreachable(patterns: Sequence[SparsityConfig | None], found: Reach) -> list[str]:
+    missing = found.unreachable_pairs
+    if not missing:
+        return []
+    names = ", ".join(dict.fromkeys("dense" if one is None else one.name for one in patterns))
+    joined = found.by_distance()
+    gap = int(np.flatnonzero(joined < 1)[0])
+    followed = "followed " if found.sampled else ""
+    near = f"all {followed}pairs up to {gap - 1:,} tokens apart have one"
+    if gap == 1:
+        near = "not even all neighbours have one"
+    examples = found.unreachable_examples(1)
+    example = "".join(f", so that nothing of token {a:,} can reach token {b:,}" for a, b in examples)
+    which = "a token and an earlier one" if found.causal else "tokens"
+    about = "about " if found.sampled else ""
+    layers = f"{found.layers} {'layer' if found.layers == 1 else 'layers'}"
+    return [
+        f"{names}: {about}{missing / found.all_pairs:.1%} of the pairs of {which} have no path between them "
+        f"in {layers} ({missing:,} of {found.all_pairs:,} at {found.seq_len:,} tokens){example}; {near}. "
+        "More layers or more kept blocks make paths"
+    ]
+
+
+def _dense_is_faster(
+    pattern: SparsityConfig,
+    where: str,
+    layout: BlockLayout,
+    seq_len: int,
+    causal: bool | None,
+    head_dim: int | None,
+    architecture: Architecture | None,
+) -> list[str]:
+    if architecture is None or head_dim is None or pattern.name == "dense":
+        return []
+    row = break_even.look_up(architecture, layout.block, head_dim)
+    if row is None:
+        return []
+    density = row_statistics(layout, seq_len, causal).pair_density
+    if density <= row.density:
+        return []
+    how = f"measured at {', '.join(f'{length:,}' for length in row.lengths)} tokens"
+    if row.density > row.measured_to:
+        how += f", extrapolated from patterns that keep up to {row.measured_to:.0%}"
+    return [
+        f"{where} keeps {density:.1%} of the pairs of tokens at {seq_len:,} tokens, and above "
+        f"{row.density:.0%} torch's dense attention is faster than these kernels on this device (blocks of "
+        f"{layout.block}, heads of {head_dim}; {how})"
+    ]
