@@ -80,7 +80,8 @@ class _SeveralSparsityConfig(CombinedSparsityConfig):
     @property
     def parts(self) -> dict[str, SparsityConfig]:
         """The patterns."""
-        return {f"patterns[{n}]": pattern for n, pattern in enumerate(self.patterns)}
+        patterns: Any = self.patterns
+        return {f"patterns[{n}]": pattern for n, pattern in enumerate(patterns)}
 
 
 @dataclass(frozen=True)
