@@ -17,6 +17,7 @@ from longspan.sparsity import (
     BSLongformerSparsityConfig,
     DenseSparsityConfig,
     FixedSparsityConfig,
+    HeadMixtureSparsityConfig,
     LocalSlidingWindowSparsityConfig,
     RandomSparsityConfig,
     VerticalSlashSparsityConfig,
@@ -200,6 +201,9 @@ PATTERNS_BY_NUMBER = [
             RandomSparsityConfig(HEADS, BLOCK, True, density=number / 7, seed=number)
             | VerticalSlashSparsityConfig(HEADS, BLOCK, vertical_blocks=(number,))
         )
+    ),
+    lambda number: HeadMixtureSparsityConfig(
+        HEADS, BLOCK, patterns=f"bigbird(seed={number}) local(num_sliding_window_blocks={2 * number})"
     ),
 ]
 

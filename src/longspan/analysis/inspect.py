@@ -21,14 +21,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.analysis.reach import Reach, reach
 from longspan.sparsity import SparsityConfig
 from longspan.training.compose import compose
-from longspan.training.config import ConfigError, instantiate
+from longspan.training.config import ConfigError
+from longspan.training.patterns import read_patterns
 from longspan.training.report import print_report
 from longspan_kernels.layout import BlockLayout
 
@@ -105,20 +105,14 @@ def patterns_of(config: DictConfig, layers: int | None = None) -> list[SparsityC
         ConfigError: a pattern that cannot be made, no number of layers, or one that is not the patterns'.
 
     """
-    made: Any = instantiate(config.sparsity)
-    if layers is None and isinstance(made, Sequence):
-        layers = len(made)
     if layers is None:
         layers = OmegaConf.select(config, "model.num_layers")
     if layers is None:
         raise ConfigError("layers must be given: this model's configuration does not say how many it has")
     if layers < 1:
         raise ConfigError(f"layers must be at least 1, got {layers}")
-    if not isinstance(made, Sequence):
-        return [made] * layers
-    if len(made) != layers:
-        raise ConfigError(f"layers must be {len(made)}, the number of patterns, got {layers}")
-    return list(made)
+    made = read_patterns(config, lambda: layers)
+    return made if isinstance(made, list) else [made] * layers
 
 
 def _head_dim(config: DictConfig) -> int | None:

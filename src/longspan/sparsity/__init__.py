@@ -15,8 +15,10 @@ from longspan.sparsity.dense import DenseSparsityConfig
 from longspan.sparsity.dilated import DilatedSparsityConfig
 from longspan.sparsity.fixed import FixedSparsityConfig
 from longspan.sparsity.from_deepspeed import from_deepspeed
+from longspan.sparsity.heads import HeadMixtureSparsityConfig
 from longspan.sparsity.hierarchical import HierarchicalSparsityConfig
 from longspan.sparsity.local_sliding_window import LocalSlidingWindowSparsityConfig
+from longspan.sparsity.mixture import layer_patterns
 from longspan.sparsity.random import RandomSparsityConfig
 from longspan.sparsity.registry import PATTERNS, from_dict, register
 from longspan.sparsity.strided import StridedSparsityConfig
@@ -34,6 +36,7 @@ __all__ = [
     "DifferenceSparsityConfig",
     "DilatedSparsityConfig",
     "FixedSparsityConfig",
+    "HeadMixtureSparsityConfig",
     "HierarchicalSparsityConfig",
     "IntersectionSparsityConfig",
     "LocalSlidingWindowSparsityConfig",
@@ -45,5 +48,6 @@ __all__ = [
     "VerticalSlashSparsityConfig",
     "from_deepspeed",
     "from_dict",
+    "layer_patterns",
     "register",
 ]

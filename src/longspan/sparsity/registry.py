@@ -21,6 +21,7 @@ from longspan.sparsity.combined import (
 from longspan.sparsity.dense import DenseSparsityConfig
 from longspan.sparsity.dilated import DilatedSparsityConfig
 from longspan.sparsity.fixed import FixedSparsityConfig
+from longspan.sparsity.heads import HeadMixtureSparsityConfig
 from longspan.sparsity.hierarchical import HierarchicalSparsityConfig
 from longspan.sparsity.local_sliding_window import LocalSlidingWindowSparsityConfig
 from longspan.sparsity.random import RandomSparsityConfig
@@ -47,6 +48,7 @@ _patterns: dict[str, type[SparsityConfig]] = {
         UnionSparsityConfig,
         IntersectionSparsityConfig,
         DifferenceSparsityConfig,
+        HeadMixtureSparsityConfig,
     )
 }
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from longspan.models.pretrained import num_heads_of
+from longspan.sparsity import SparsityConfig
 
 # A configuration file may come from anywhere; what it may call may not.
 ALLOWED_PACKAGES = ("longspan", "torch", "lightning", "transformers", "datasets", "functools")
@@ -41,6 +42,10 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
     "longspan.positions.extend": ("model", "sparsity", "tokenizer", "backend"),
     "longspan.training.trainer.make_trainer": ("callbacks", "loggers"),
 }
+
+# What the run reads beside the arguments of a target, by the class that the target derives from: keys of its
+# configuration, with their types, that are no arguments. All of them may be null, which says nothing.
+RUN_KEYS: tuple[tuple[type, dict[str, Any]], ...] = ((SparsityConfig, {"layers": str | None}),)
 
 # `${heads_of:name}` is the number of heads of a pretrained model, which stands in its own config.json.
 OmegaConf.register_new_resolver("heads_of", num_heads_of, replace=True)
@@ -139,6 +144,22 @@ def _resolve(target: str) -> Any:
     return found
 
 
+def run_keys(target: Any) -> dict[str, Any]:
+    """The keys, with their types, that the run reads beside the arguments of a target that has been located.
+
+    Raises ConfigError where an argument of the target has the same name.
+    """
+    keys: dict[str, Any] = {}
+    for base, own in RUN_KEYS:
+        if inspect.isclass(target) and issubclass(target, base):
+            keys |= own
+    if taken := set(keys) & set(inspect.signature(target).parameters):
+        raise ConfigError(
+            f"{target.__qualname__}: the argument {taken.pop()} needs another name: a run reads it"
+        )
+    return keys
+
+
 def instantiate(config: Any, /, **arguments: Any) -> Any:
     """The object that a configuration describes by `_target_` and its arguments, inner ones first.
 
@@ -173,6 +194,9 @@ def _build(node: Any, where: str, arguments: Mapping[str, Any]) -> Any:
     if "_target_" not in node:
         return inner
     target = locate(node["_target_"])
+    for key in run_keys(target):
+        if inner.pop(key, None) is not None and ("." in where or "[" in where):
+            raise ConfigError(f"{where}.{key} is for the whole group: set {where.partition('.')[0]}.{key}")
     inner.update(arguments)
     if node.get("_partial_", False):
         return _Factory(target, inner, where)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from longspan.positions.extend import CONFIG_KEY
+from longspan.training.patterns import distinct_patterns
 from longspan_kernels.backends import resolve_backend
 
 
@@ -27,8 +28,9 @@ class PatternFacts:
         block: edge of a block in tokens.
         heads: number of heads.
         layers: how many layers have this pattern; None for all of the model's.
-        drawing: a picture of the first head in characters.
+        drawing: a picture of the first head in characters; of each pattern of a mixture of heads.
         config: the pattern's arguments.
+        layer_indices: which layers those are, counted from 0; None for all of them.
 
     """
 
@@ -41,6 +43,7 @@ class PatternFacts:
     layers: int | None
     drawing: str
     config: dict[str, Any]
+    layer_indices: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,8 @@ def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[Pattern
 
     """
     per_layer = list(sparsity) if isinstance(sparsity, Sequence) else [sparsity]
-    distinct = list(dict.fromkeys(pattern for pattern in per_layer if pattern is not None))
     facts = []
-    for pattern in distinct:
+    for pattern in distinct_patterns(sparsity):
         layout = pattern.layout(seq_len)
         facts.append(
             PatternFacts(
@@ -114,11 +116,28 @@ def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[Pattern
                 block=layout.block,
                 heads=layout.heads,
                 layers=per_layer.count(pattern) if isinstance(sparsity, Sequence) else None,
-                drawing=layout.draw(width=width),
+                drawing=draw_heads(pattern, layout, width),
                 config=dict(pattern.to_dict()),
+                layer_indices=tuple(n for n, one in enumerate(per_layer) if one == pattern)
+                if isinstance(sparsity, Sequence)
+                else None,
             )
         )
     return tuple(facts)
+
+
+def draw_heads(pattern: Any, layout: Any, width: int) -> str:
+    """Draw the first head, or the first head of each pattern among the heads, one below the other."""
+    children = getattr(pattern, "children", ())
+    if len(children) < 2:
+        return layout.draw(width=width)
+    pictures, head = [], 0
+    for child in children:
+        last = head + child.num_heads - 1
+        heads = f"head {head}" if last == head else f"heads {head}–{last}"
+        pictures.append(f"{heads}: {child.name}\n{layout.draw(head, width)}")
+        head = last + 1
+    return "\n".join(pictures)
 
 
 def run_facts(

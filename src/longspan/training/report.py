@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from longspan.analysis.picture import ranges
 from longspan.training.callbacks.progress import clock
 from longspan.training.facts import PatternFacts, RunFacts
 
@@ -67,6 +69,8 @@ def start_report(facts: RunFacts) -> RenderableType:
         table.add_row("pattern", "none: the model's own attention")
     for pattern in facts.patterns:
         table.add_row("pattern", _pattern_line(pattern))
+    if any(pattern.layer_indices is not None for pattern in facts.patterns):
+        table.add_row("layers", _layers_line(facts.patterns))
     for key, value in _corpus_lines(facts.corpus):
         table.add_row(key, value)
     if facts.byte_entropy is not None:
@@ -82,7 +86,7 @@ def start_report(facts: RunFacts) -> RenderableType:
         table.add_row("steps", f"{facts.total_steps:,}, together {total:,} tokens")
     table.add_row("device", f"{facts.device}, {facts.precision}, attention backend {facts.backend}")
     table.add_row("files", facts.output_dir)
-    pictures = [Group(Text(pattern.name, style="bold"), Text(pattern.drawing)) for pattern in facts.patterns]
+    pictures = [Group(Text(_title(one), style="bold"), Text(one.drawing)) for one in facts.patterns]
     return Group(Text(f"Longspan: {facts.name}", style="bold"), table, Padding(Columns(pictures), (1, 2)))
 
 
@@ -170,11 +174,31 @@ def _two_columns() -> Table:
 
 
 def _pattern_line(pattern: PatternFacts) -> str:
-    layers = "all layers" if pattern.layers is None else f"{pattern.layers} layers"
+    layers = "all layers" if pattern.layers is None else _layers_of(pattern)
     return (
         f"{pattern.name}: density {pattern.density:.3f}, {pattern.kept_blocks:,} of {pattern.all_blocks:,} "
         f"blocks of {pattern.block}, {pattern.heads} heads, {layers}"
     )
+
+
+def _layers_of(pattern: PatternFacts) -> str:
+    """Say which layers have a pattern, as `3 layers (0–1, 3)`."""
+    numbers = pattern.layer_indices
+    count = "1 layer" if pattern.layers == 1 else f"{pattern.layers} layers"
+    return count if numbers is None else f"{count} ({ranges(numbers)})"
+
+
+def _title(pattern: PatternFacts) -> str:
+    return pattern.name if pattern.layers is None else f"{pattern.name}, {_layers_of(pattern)}"
+
+
+def _layers_line(patterns: Sequence[PatternFacts]) -> str:
+    """Name the pattern of each layer from the lowest on, as `fixed*2 dense fixed*2 dense`."""
+    names = {n: pattern.name for pattern in patterns for n in pattern.layer_indices or ()}
+    last = max(names)
+    runs = itertools.groupby(names.get(n, "dense") for n in range(last + 1))
+    counted = [(name, len(list(run))) for name, run in runs]
+    return " ".join(name if count == 1 else f"{name}*{count}" for name, count in counted)
 
 
 def _extension_line(extension: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from longspan.analysis.start import warn_at_start
 from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
+from longspan.models.layers import self_attention_layers
 from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
 from longspan.training.callbacks.architecture import KeepArchitecture
@@ -30,6 +31,7 @@ from longspan.training.errors import nearest
 from longspan.training.facts import run_facts
 from longspan.training.loggers import CsvLogger, close_loggers
 from longspan.training.module import LongspanModule
+from longspan.training.patterns import distinct_patterns, read_patterns
 from longspan.training.report import end_report, print_report, start_report, warn_unidirectional_pattern
 from longspan.training.results import collect_result, write_result
 from longspan.training.sweep import sweep_name
@@ -121,7 +123,7 @@ def check(config: DictConfig) -> None:
     """Refuse what can be told before anything is made; raises ConfigError."""
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed} must lie in [0, 2**32)")
-    for group in ("callbacks", "logger"):
+    for group in ("callbacks", "logger", "schedule"):
         children = config[group]
         for name in children:
             child = children[name]
@@ -133,14 +135,15 @@ def check(config: DictConfig) -> None:
                 )
 
 
-def build(config: DictConfig) -> tuple[DataModule, LongspanModule, SparsityConfig]:
-    """The data, the module with its sparse model, and the pattern; the corpus is read.
+def build(
+    config: DictConfig,
+) -> tuple[DataModule, LongspanModule, SparsityConfig | list[SparsityConfig | None]]:
+    """The data, the module with its sparse model, and its pattern or one a layer; the corpus is read.
 
     Raises ConfigError where a part cannot be made of its arguments.
     """
     objective: Objective = instantiate(config.objective)
     tokenizer: Tokenizer = instantiate(config.tokenizer)
-    pattern: SparsityConfig = instantiate(config.sparsity)
     data: DataModule = instantiate(config.data, tokenizer=tokenizer, objective=objective)
     model = instantiate(
         config.model,
@@ -150,15 +153,18 @@ def build(config: DictConfig) -> tuple[DataModule, LongspanModule, SparsityConfi
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    pattern = read_patterns(config, lambda: len(self_attention_layers(model)))
     warn_unidirectional_pattern(objective.name, pattern)
-    if objective.name == "clm" and pattern.attention == "bidirectional":
+    both_ways = {one.name for one in distinct_patterns(pattern) if one.attention == "bidirectional"}
+    if objective.name == "clm" and both_ways:
         warnings.warn(
-            f"the pattern {pattern.name} is bidirectional and the objective causal: every layer is causal "
-            "to the token, so what the pattern keeps above the diagonal is never attended",
+            f"the pattern {', '.join(sorted(both_ways))} is bidirectional and the objective causal: every "
+            "layer is causal to the token, so what the pattern keeps above the diagonal is never attended",
             stacklevel=2,
         )
     try:
-        pattern.layout(data.seq_len)
+        for one in distinct_patterns(pattern):
+            one.layout(data.seq_len)
         extend = instantiate(config.position)
         if extend:
             extend(model=model, sparsity=pattern, backend=config.attention_backend)
@@ -279,7 +285,10 @@ def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoin
     return None
 
 
-def run_name(config: DictConfig, module: LongspanModule, pattern: SparsityConfig) -> str:
-    """What to call a run in a table: objective, architecture and pattern."""
+def run_name(
+    config: DictConfig, module: LongspanModule, pattern: SparsityConfig | Sequence[SparsityConfig | None]
+) -> str:
+    """What to call a run in a table: objective, architecture and pattern, or its distinct patterns."""
     architecture = OmegaConf.select(config, "model.architecture") or type(module.model).__name__
-    return f"{module.objective.name} {architecture} {pattern.name}"
+    names = "+".join(dict.fromkeys(one.name for one in distinct_patterns(pattern))) or "dense"
+    return f"{module.objective.name} {architecture} {names}"

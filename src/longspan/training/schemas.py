@@ -28,7 +28,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from longspan.training import own_folders
-from longspan.training.config import SUPPLIED, ConfigError, locate
+from longspan.training.config import SUPPLIED, ConfigError, locate, run_keys
 from longspan.training.errors import allowed_keys, explain
 
 # The file from which a run is composed.
@@ -62,6 +62,7 @@ class RunConfig:
     sparsity: Any = MISSING
     position: Any = MISSING
     budget: Any = MISSING
+    schedule: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     trainer: Any = MISSING
@@ -75,7 +76,7 @@ def schema_of(target: str) -> type:
 
     A type that OmegaConf cannot check (a module, a tensor, a union with lists) becomes Any; a parameter
     without a default, or with one that a configuration cannot hold, is missing until it is given.
-    What the run supplies itself (SUPPLIED) is no key.
+    What the run supplies itself (SUPPLIED) is no key; what it reads beside the arguments (RUN_KEYS) is.
     """
     function = locate(target)
     signature = inspect.signature(function)
@@ -91,6 +92,7 @@ def schema_of(target: str) -> type:
         if default is None and kind is not Any:
             kind = kind | None
         fields.append((name, kind, _field(kind, default)))
+    fields += [(name, kind, _field(kind, None)) for name, kind in run_keys(function).items()]
     schema = dataclasses.make_dataclass(_schema_name(target), fields)
     # A configuration is sent to the process of a job, and back, with its types by reference: by value they
     # would become others on the way.

@@ -70,6 +70,9 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 def _changes(before: Any, now: Any, where: str) -> Iterator[str]:
     if where in FREE or before == now:
         return
+    if before == _ABSENT and now in (None, {}):
+        # A key that was not known yet, and which says nothing.
+        return
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         yield f"{where}: {before!r} before, {now!r} now"
     elif before.get("_target_") != now.get("_target_"):
