@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from longspan.analysis import inspect as command
 from longspan.analysis.inspect import inspect, main, patterns_of, split_arguments
 from longspan.analysis.inspect_report import _distances, _percent
 from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
@@ -98,16 +97,16 @@ def test_gradients_tell_a_window_of_the_models_own(capsys):
     assert re.search(r"\d+ with a path but no gradient, such as from token \d+ to 0", out)
 
 
-def test_a_pattern_for_each_layer(monkeypatch):
-    window, dense = LocalSlidingWindowSparsityConfig(4, 64), DenseSparsityConfig(4, 64)
-    monkeypatch.setattr(command, "instantiate", lambda node: [window, None, dense])
-    config = compose([])
-    assert patterns_of(config) == [window, None, dense]
+def test_a_pattern_for_each_layer():
+    shared = {"num_heads": 4, "block": 64, "attention": "unidirectional"}
+    window, dense = LocalSlidingWindowSparsityConfig(**shared), DenseSparsityConfig(**shared)
+    config = compose(['sparsity.layers="local dense*2"'])
+    assert patterns_of(config) == [window, dense, dense]
     inspection = inspect(config)
     assert inspection.reach.layers == 3
     assert inspection.reach.share[2] == 1
     assert inspection.title == "local_sliding_window, dense: causal, 1,024 tokens, 3 layers"
-    with pytest.raises(ConfigError, match="layers must be 3, the number of patterns, got 2"):
+    with pytest.raises(ConfigError, match="gives 3 layers their pattern and the model has 2"):
         patterns_of(config, 2)
 
 

@@ -188,6 +188,16 @@ def test_a_batch_through_every_pattern_under_both_objectives(compose, text_data,
     assert 4.0 < one_batch(config) < 7.5
 
 
+@pytest.mark.parametrize("option", OPTIONS["schedule"])
+def test_a_step_under_every_schedule(compose, text_data, option):
+    config = compose("experiment=smoke", *text_data, f"schedule={option}", "trainer.max_steps=1")
+    result = train(config)
+    assert result["steps"] == 1
+    assert result["tokens"] == config.data.batch_size * config.data.seq_len
+    assert len(result["schedules"]) == len(config.schedule)
+    assert 4.0 < result["metrics"]["train_loss"] < 7.5
+
+
 @pytest.mark.parametrize(("objective", "model"), PAIRS)
 def test_a_batch_through_every_model(compose, text_data, objective, model):
     config = compose("experiment=smoke", *text_data, f"objective={objective}", f"model={model}")

@@ -12,6 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from longspan.training import cli
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from longspan.training.compose import compose
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW, Cosine
 from longspan.training.trainer import make_trainer
@@ -185,3 +186,29 @@ def command(monkeypatch, capfd, tmp_path):
         return status, *capfd.readouterr()
 
     return call
+
+
+@pytest.fixture
+def composed(tmp_path):
+    """composed('sparsity=fixed', …) -> the configuration of a small run on a small text."""
+    for index in range(8):
+        text = "".join(f"def function_{i}(x):\n    return x * {i + index}\n\n" for i in range(150))
+        (tmp_path / f"{index}.txt").write_text(text)
+
+    def make(*overrides):
+        return compose(
+            [
+                "experiment=smoke",
+                "data=text_files",
+                f"data.corpus.files=['{tmp_path}/*.txt']",
+                "data.corpus.validation_fraction=0.2",
+                "data.seq_len=128",
+                "model.num_layers=4",
+                "trainer.accelerator=cpu",
+                "trainer.max_steps=2",
+                f"output_dir={tmp_path / 'run'}",
+                *overrides,
+            ]
+        )
+
+    return make

@@ -9,39 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from longspan.models.layers import attention_of, self_attention_layers, sparsity_of
 from longspan.sparsity import BigBirdSparsityConfig, DenseSparsityConfig, LocalSlidingWindowSparsityConfig
-from longspan.training.compose import compose
 from longspan.training.config import ConfigError, instantiate
 from longspan.training.export import export
 from longspan.training.facts import pattern_facts
 from longspan.training.run import build, train
 
 LINE = 'sparsity.layers="local dense*2 bigbird"'
-
-
-@pytest.fixture
-def composed(tmp_path):
-    """composed('sparsity=fixed', …) -> the configuration of a small run on a small text."""
-    for index in range(8):
-        text = "".join(f"def function_{i}(x):\n    return x * {i + index}\n\n" for i in range(150))
-        (tmp_path / f"{index}.txt").write_text(text)
-
-    def make(*overrides):
-        return compose(
-            [
-                "experiment=smoke",
-                "data=text_files",
-                f"data.corpus.files=['{tmp_path}/*.txt']",
-                "data.corpus.validation_fraction=0.2",
-                "data.seq_len=128",
-                "model.num_layers=4",
-                "trainer.accelerator=cpu",
-                "trainer.max_steps=2",
-                f"output_dir={tmp_path / 'run'}",
-                *overrides,
-            ]
-        )
-
-    return make
 
 
 PATTERNS = [

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from longspan.positions.extend import CONFIG_KEY
+from longspan.training.callbacks.window_schedule import WindowSchedule
 from longspan.training.patterns import distinct_patterns
 from longspan_kernels.backends import resolve_backend
 
@@ -47,6 +48,20 @@ class PatternFacts:
 
 
 @dataclass(frozen=True)
+class ScheduleFacts:
+    """What changes while a run trains.
+
+    Attributes:
+        stages: the stages in words, each with the optimizer step from which on it holds.
+        last: the patterns of the last stage that are not those of the first.
+
+    """
+
+    stages: str
+    last: tuple[PatternFacts, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """A run before it starts.
 
@@ -71,6 +86,7 @@ class RunFacts:
         extension: how the model's positions were extended: `method`, `from`, `to` and the method's options;
             None where they were not.
         budget: how much it may use, in words; None for no budget.
+        schedules: what changes while it trains; `patterns` are those of the first stage.
 
     """
 
@@ -92,6 +108,7 @@ class RunFacts:
     overrides: tuple[str, ...]
     extension: dict[str, Any] | None = None
     budget: str | None = None
+    schedules: tuple[ScheduleFacts, ...] = ()
 
 
 def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[PatternFacts, ...]:
@@ -126,6 +143,24 @@ def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[Pattern
     return tuple(facts)
 
 
+def schedule_facts(schedule: Any, sparsity: Any, seq_len: int) -> ScheduleFacts:
+    """Describe a schedule; one of patterns has begun.
+
+    Args:
+        schedule: one of `longspan.training.callbacks`.
+        sparsity: the pattern of the model in the first stage, or one a layer.
+        seq_len: tokens of a sequence of the data.
+
+    """
+    last: tuple[PatternFacts, ...] = ()
+    if isinstance(schedule, WindowSchedule):
+        patterns = schedule.at(schedule.stages[-1])
+        first = distinct_patterns(sparsity)
+        found = pattern_facts(patterns if isinstance(sparsity, Sequence) else patterns[0], seq_len)
+        last = tuple(facts for facts in found if all(facts.config != one.to_dict() for one in first))
+    return ScheduleFacts(schedule.in_words(seq_len), last)
+
+
 def draw_heads(pattern: Any, layout: Any, width: int) -> str:
     """Draw the first head, or the first head of each pattern among the heads, one below the other."""
     children = getattr(pattern, "children", ())
@@ -157,6 +192,7 @@ def run_facts(
     backend: str = "auto",
     overrides: Iterable[str] = (),
     budget: str | None = None,
+    schedules: Iterable[ScheduleFacts] = (),
 ) -> RunFacts:
     """Gather what is known of a run before it starts.
 
@@ -176,6 +212,8 @@ def run_facts(
         backend: what was asked to compute the attention; "auto" is resolved for the trainer's device.
         overrides: what was asked for besides the defaults.
         budget: how much the run may use, in words.
+        schedules: what changes while it trains.
+        schedules: what changes while it trains.
 
     Raises:
         ValueError: no backend has that name, or it does not serve the device.
@@ -203,6 +241,7 @@ def run_facts(
         overrides=tuple(overrides),
         extension=getattr(getattr(model, "config", None), CONFIG_KEY, None),
         budget=budget,
+        schedules=tuple(schedules),
     )
 
 

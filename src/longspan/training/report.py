@@ -71,6 +71,8 @@ def start_report(facts: RunFacts) -> RenderableType:
         table.add_row("pattern", _pattern_line(pattern))
     if any(pattern.layer_indices is not None for pattern in facts.patterns):
         table.add_row("layers", _layers_line(facts.patterns))
+    for schedule in facts.schedules:
+        table.add_row("schedule", schedule.stages)
     for key, value in _corpus_lines(facts.corpus):
         table.add_row(key, value)
     if facts.byte_entropy is not None:
@@ -86,7 +88,10 @@ def start_report(facts: RunFacts) -> RenderableType:
         table.add_row("steps", f"{facts.total_steps:,}, together {total:,} tokens")
     table.add_row("device", f"{facts.device}, {facts.precision}, attention backend {facts.backend}")
     table.add_row("files", facts.output_dir)
-    pictures = [Group(Text(_title(one), style="bold"), Text(one.drawing)) for one in facts.patterns]
+    shown = [(_title(one), one.drawing) for one in facts.patterns]
+    for schedule in facts.schedules:
+        shown += [(f"{_title(one)}: at last", one.drawing) for one in schedule.last]
+    pictures = [Group(Text(title, style="bold"), Text(drawing)) for title, drawing in shown]
     return Group(Text(f"Longspan: {facts.name}", style="bold"), table, Padding(Columns(pictures), (1, 2)))
 
 

@@ -51,7 +51,7 @@ def collect_result(
     `longspan.training.callbacks.throughput.Throughput` counts them; `budget`: None, or its `unit` ("tokens",
     "flops" or "seconds"), `limit` and what was `used` of it; `model`, `positions` (how they were extended, or
     None), `objective`, `patterns`, `corpus`, `device`, `precision`, `backend`, `versions`, `checkpoints`,
-    `files`, `config`.
+    `files`, `config`, `schedules` (their stages in words).
     """
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     bits = logged.get("val/bits_per_byte")
@@ -103,6 +103,7 @@ def collect_result(
         "positions": facts.extension,
         "objective": facts.objective,
         "patterns": [_without(asdict(pattern), "drawing") for pattern in facts.patterns],
+        "schedules": [schedule.stages for schedule in facts.schedules],
         "seq_len": facts.seq_len,
         "tokens_per_step": facts.tokens_per_step,
         "corpus": facts.corpus,

@@ -22,13 +22,15 @@ from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
 from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.budget import Budget
+from longspan.training.callbacks.length_schedule import LengthSchedule
 from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
+from longspan.training.callbacks.window_schedule import WindowSchedule
 from longspan.training.checkpoints import FOLDER, resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
 from longspan.training.data_module import DataModule
 from longspan.training.describe import describe_end, describe_start
 from longspan.training.errors import nearest
-from longspan.training.facts import run_facts
+from longspan.training.facts import run_facts, schedule_facts
 from longspan.training.loggers import CsvLogger, close_loggers
 from longspan.training.module import LongspanModule
 from longspan.training.patterns import distinct_patterns, read_patterns
@@ -71,10 +73,13 @@ def train(
     checkpoint = find_checkpoint(config, settings, output_dir, runs_dir, may_be_over=own)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, module, pattern = build(config)
+    schedules, pattern = begin_schedules(config, module, data, pattern)
     budget: Budget | None = instantiate(config.budget) or None
     # In front: what comes later asks whether the training is over.
     callbacks = [] if budget is None else [budget]
-    callbacks += [KeepSettings(settings), KeepArchitecture(), *instantiate(config.callbacks).values()]
+    callbacks += [KeepSettings(settings), KeepArchitecture()]
+    # A schedule before whatever looks at the batches, which it may cut.
+    callbacks += [*schedules, *instantiate(config.callbacks).values()]
     loggers = list(instantiate(config.logger).values())
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, loggers=loggers)
     if budget is not None:
@@ -95,6 +100,7 @@ def train(
             backend=config.attention_backend,
             overrides=overrides,
             budget=None if budget is None else str(budget),
+            schedules=[schedule_facts(schedule, pattern, data.seq_len) for schedule in schedules],
         )
     except ValueError as error:
         raise ConfigError(f"attention_backend={config.attention_backend}: {error}") from error
@@ -180,6 +186,25 @@ def build(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return data, module, pattern
+
+
+def begin_schedules(
+    config: DictConfig,
+    module: LongspanModule,
+    data: DataModule,
+    pattern: SparsityConfig | list[SparsityConfig | None],
+) -> tuple[list[WindowSchedule | LengthSchedule], SparsityConfig | list[SparsityConfig | None]]:
+    """The schedules, and the pattern with which training begins under them; the model is given it.
+
+    Raises ConfigError where a schedule cannot be made, or does not go together with the model.
+    """
+    schedules = list(instantiate(config.schedule).values())
+    for schedule in schedules:
+        if isinstance(schedule, WindowSchedule):
+            schedule.begin(module.model, data.seq_len)
+            first = schedule.at(schedule.stages[0])
+            pattern = list(first) if isinstance(pattern, list) else first[0]
+    return schedules, pattern
 
 
 def check_length(model: Any, seq_len: int) -> None:
