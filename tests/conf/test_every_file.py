@@ -336,3 +336,13 @@ def test_a_batch_with_a_tokenizer_of_hugging_face(compose, text_data, tmp_path):
     )
     loss = one_batch(config)
     assert 3.0 < loss < 6.5
+
+
+def test_a_batch_of_a_pretrained_model_with_a_pattern_a_layer(compose, text_data):
+    """The copies of tiled positions meet in the dense layer alone."""
+    options = ["objective=mlm", "position=tile", "data.seq_len=200"]
+    config = compose(*PRETRAINED, *text_data, *options, 'sparsity.layers="local"')
+    assert isinstance(build(config)[2], list)
+    config = compose(*PRETRAINED, *text_data, *options, 'sparsity.layers="local dense"')
+    with pytest.warns(UserWarning, match="method 'tile' repeats"):
+        assert 4.0 < one_batch(config) < 6.0
