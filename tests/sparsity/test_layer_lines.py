@@ -1,5 +1,7 @@
 """One line for the patterns of a model's layers."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,8 @@ from longspan.sparsity import (
     LocalSlidingWindowSparsityConfig,
     SparsityConfig,
     layer_patterns,
+    mixture,
+    registry,
 )
 
 OWN = BigBirdSparsityConfig(
@@ -60,7 +64,7 @@ def test_a_line_written_out_by_hand(words, times):
 def test_every_registered_pattern_shares_heads_block_and_direction():
     for name in PATTERNS:
         if name in ("union", "intersection", "difference"):
-            continue  # they need two patterns
+            continue  # they need patterns of their own
         (pattern,) = layer_patterns(name, OWN, 1)
         assert pattern.name == name
         assert (pattern.num_heads, pattern.block, pattern.attention) == (4, 32, "unidirectional")
@@ -82,6 +86,28 @@ def test_the_groups_own_pattern_need_not_be_registered():
         ValueError, match="'local' fits several patterns: local_sliding_window, local_of_mine"
     ):
         layer_patterns("local", own, 2)
+
+
+def test_patterns_inside_of_the_groups_own_are_not_shared():
+    own = OWN | LOCAL
+    assert layer_patterns("union local", own, 2) == [own, replace(LOCAL, num_sliding_window_blocks=3)]
+    with pytest.raises(ValueError, match="intersection needs patterns"):
+        layer_patterns("intersection", own, 1)
+
+
+def test_a_pattern_of_ones_own_is_found_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "sparsity").mkdir()
+    (tmp_path / "sparsity" / "far_window.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from longspan.sparsity import BigBirdSparsityConfig\n\n"
+        "@dataclass(frozen=True)\nclass FarWindow(BigBirdSparsityConfig):\n    name = 'far_window'\n"
+    )
+    monkeypatch.setenv("LONGSPAN_PATH", str(tmp_path))
+    monkeypatch.setattr(registry, "_patterns", registry._patterns | {})
+    monkeypatch.setattr(mixture, "PATTERNS", registry._patterns)
+    one, other = layer_patterns("far_window dense", OWN, 2)
+    assert (one.name, one.num_heads, one.seed) == ("far_window", 4, 7)
+    assert other == DENSE
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ OF_PAPERS = ("strided", "dilated", "attention_sinks", "a_shape", "vertical_slash
 
 
 def test_names():
-    assert list(PATTERNS) == [*DEEPSPEED, *OF_PAPERS, "union", "intersection", "difference"]
+    assert list(PATTERNS) == [*DEEPSPEED, *OF_PAPERS, "union", "intersection", "difference", "heads"]
     assert all(PATTERNS[name].name == name for name in PATTERNS)
     with pytest.raises(TypeError):
         PATTERNS["mine"] = BigBirdSparsityConfig

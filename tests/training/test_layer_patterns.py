@@ -52,7 +52,7 @@ def test_the_key_is_known_to_every_option_and_no_argument_of_any(composed):
         (['sparsity.layers="local*3"'], "sparsity.layers='local\\*3' gives 3 layers .* the model has 4"),
         (['sparsity.layers="locla"'], "sparsity.layers='locla': no pattern is called 'locla'"),
         (["sparsity.layer=dense"], "unknown key 'sparsity.layer'.*did you mean layers"),
-        (["sparsity=union", "sparsity.first.layers=dense"], "sparsity.first.layers is for the whole group"),
+        (["sparsity=union", "sparsity.patterns.sinks.layers=dense"], "sinks.layers is for the whole group"),
     ],
 )
 def test_refusals(composed, overrides, message):

@@ -204,12 +204,14 @@ def test_parts_of_sequences_have_positions_of_their_own():
 
 def test_patterns_inside_of_others_grow_too():
     heads = HeadMixtureSparsityConfig(2, 1, patterns=f"local({WINDOW}=3) dense", attention="unidirectional")
-    grown = with_value(UnionSparsityConfig(2, 1, first=heads, second=LOCAL), WINDOW, 7)
+    union = UnionSparsityConfig(2, 1, patterns=(heads, LOCAL), attention="unidirectional")
+    grown = with_value(union, WINDOW, 7)
     assert isinstance(grown, UnionSparsityConfig)
-    assert isinstance(grown.first, HeadMixtureSparsityConfig)
-    assert grown.first.children[0] == LocalSlidingWindowSparsityConfig(1, 1, 7, "unidirectional")
-    assert grown.first.children[1] == heads.children[1]
-    assert grown.second == LocalSlidingWindowSparsityConfig(2, 1, 7, "unidirectional")
+    first, second = grown.parts.values()
+    assert isinstance(first, HeadMixtureSparsityConfig)
+    assert first.children[0] == LocalSlidingWindowSparsityConfig(1, 1, 7, "unidirectional")
+    assert first.children[1] == heads.children[1]
+    assert second == LocalSlidingWindowSparsityConfig(2, 1, 7, "unidirectional")
     assert not takes(DENSE, WINDOW)
     assert not takes(LOCAL, "attention")
     assert not takes(DENSE, "different_layout_per_head")

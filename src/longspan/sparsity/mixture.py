@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from longspan.sparsity import custom
 from longspan.sparsity.base import SparsityConfig
-from longspan.sparsity.registry import PATTERNS, arguments, build
+from longspan.sparsity.registry import PATTERNS, arguments, build, register
 
 _WORD = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:\((?P<arguments>[^()]*)\))?(?:\*(?P<count>\d+))?(?=\s|$)")
 _FORM = 'names of patterns with spaces between, each maybe with a count, as in "local*3 dense"'
@@ -34,11 +35,12 @@ class Share(NamedTuple):
 def layer_patterns(line: str, own: SparsityConfig, num_layers: int) -> list[SparsityConfig]:
     """Give each layer of a model its pattern by one line.
 
-    A word of the line is the name of a registered pattern, or a short form that fits one alone (its first
-    letters, or whole words of it: ``local``, ``sinks``), or the name of ``own``; ``*k`` repeats it for ``k``
-    layers, and arguments may stand in parentheses: ``local(num_sliding_window_blocks=9)*2``. A pattern other
-    than ``own`` gets those of ``own``'s arguments that it takes: heads, block, direction and whatever else
-    has the same name. A line for fewer layers than there are is repeated, where it comes out even.
+    A word of the line is the name of a pattern: a registered one, one of the user's own
+    (`longspan.sparsity.custom`), ``own``, or a short form that fits one of them alone (its first letters, or
+    whole words of it: ``local``, ``sinks``). ``*k`` repeats it for ``k`` layers, and arguments may stand in
+    parentheses: ``local(num_sliding_window_blocks=9)*2``. A pattern other than ``own`` gets those of
+    ``own``'s arguments that it takes: heads, block, direction and whatever else has the same name. A line for
+    fewer layers than there are is repeated, where it comes out even.
 
     Args:
         line: as above, the lowest layer first.
@@ -53,7 +55,9 @@ def layer_patterns(line: str, own: SparsityConfig, num_layers: int) -> list[Spar
             the pattern's or out of its range, or the layers do not come out even.
 
     """
-    shared = {name: getattr(own, name) for name in (*arguments(type(own)), "attention")}
+    # Patterns inside of it are its own affair.
+    values = {name: getattr(own, name) for name in (*arguments(type(own)), "attention")}
+    shared = {name: value for name, value in values.items() if not patterns_in(value)}
     patterns = []
     for share in parse(line, "layers"):
         pattern = named_pattern(share, shared, own)
@@ -112,6 +116,8 @@ def named_pattern(
         ValueError: the name is unknown or fits several patterns, or an argument is wrong.
 
     """
+    if share.name not in PATTERNS and (cls := custom.find(share.name)) is not None:
+        register(share.name, cls)
     known = dict(PATTERNS) if own is None else {**PATTERNS, own.name: type(own)}
     name = _full_name(share.name, known)
     if own is not None and name == own.name:
@@ -124,6 +130,12 @@ def named_pattern(
         return build(cls, {**taken, **share.arguments})
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def patterns_in(value: Any) -> list[SparsityConfig]:
+    """Return the patterns that the value of an argument is, or holds in a tuple."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [one for one in values if isinstance(one, SparsityConfig)]
 
 
 def _full_name(short: str, known: Mapping[str, Any]) -> str:

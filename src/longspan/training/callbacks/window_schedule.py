@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 
 from longspan.models.layers import CONFIG_KEY, attention_of, noted, self_attention_layers
 from longspan.sparsity import SparsityConfig
+from longspan.sparsity.mixture import patterns_in
 from longspan.training.callbacks.stages import Stage, in_words, spread, stage_at, whole_number
 from longspan.training.config import ConfigError
 
@@ -138,7 +139,7 @@ def takes(pattern: SparsityConfig, argument: str) -> bool:
     own = _arguments(pattern)
     if type(own.get(argument)) is int:
         return True
-    return any(takes(inner, argument) for value in own.values() for inner in _patterns_in(value))
+    return any(takes(inner, argument) for value in own.values() for inner in patterns_in(value))
 
 
 def with_value(pattern: SparsityConfig, argument: str, value: int) -> SparsityConfig:
@@ -156,15 +157,10 @@ def with_value(pattern: SparsityConfig, argument: str, value: int) -> SparsityCo
             changed[name] = value
         elif isinstance(own, SparsityConfig):
             changed[name] = with_value(own, argument, value)
-        elif isinstance(own, tuple) and _patterns_in(own):
+        elif isinstance(own, tuple) and patterns_in(own):
             changed[name] = tuple(with_value(inner, argument, value) for inner in own)
     return replace(pattern, **changed)
 
 
 def _arguments(pattern: SparsityConfig) -> dict[str, Any]:
     return {field.name: getattr(pattern, field.name) for field in fields(pattern) if field.init}
-
-
-def _patterns_in(value: Any) -> list[SparsityConfig]:
-    values = value if isinstance(value, tuple) else (value,)
-    return [one for one in values if isinstance(one, SparsityConfig)]
