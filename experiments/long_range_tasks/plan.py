@@ -78,7 +78,7 @@ class Scale:
 
 
 # The global blocks of these patterns are the first: pairs lie behind them.
-GPU_BLOCK, CPU_BLOCK = 16, 8
+GPU_BLOCK, CPU_BLOCK = 16, 4
 
 GPU = Scale(
     hidden=128,
@@ -106,8 +106,8 @@ CPU = replace(
     seeds=1,
     validation=256,
     lessons={
-        "needle": Lesson(Needle([0.0, 0.5, 1.0], [64, 128], keep_free=CPU_BLOCK), 128, 400, 32, 1 / 16),
-        "recall": Lesson(Recall([1, 2, 4], None, 8, 8, 4, 1.0, CPU_BLOCK), 128, 1500, 32, 1 / 8),
+        "needle": Lesson(Needle([0.0, 0.5, 1.0], [32, 64], keep_free=CPU_BLOCK), 64, 400, 32, 1 / 16),
+        "recall": Lesson(Recall([1, 2, 4], None, 8, 8, 4, 1.0, CPU_BLOCK), 64, 1500, 32, 1 / 8),
         "listops": Lesson(ListOps(4, 62, 3, 5), 64, 600, 32, 1 / 10),
     },
     patterns=("dense", "local_sliding_window", "bslongformer", "bigbird", "fixed", "variable"),

@@ -6,9 +6,9 @@
     python experiments/long_range_tasks/separate.py --cells recall   # those it finds
     python experiments/long_range_tasks/separate.py --table          # only the table and the figure
 
-Every cell of `plan.cells`, as recall/bigbird/0, is a line of ``<scale>.jsonl``, written when it is done; those
-that are there are left out. The models are too small to fill a GPU: ``--workers`` of them train beside each
-other.
+Every cell of `plan.cells`, as recall/bigbird/0, is a line of ``<scale>.jsonl``, written when it is done;
+those that are there are left out. The models are too small to fill a GPU: ``--workers`` of them train beside
+each other.
 """
 
 from __future__ import annotations
