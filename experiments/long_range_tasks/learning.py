@@ -139,7 +139,8 @@ def measure(cell: dict[str, Any], scale: Scale, path: Path, device: torch.device
     model: Any = build_model(
         "llama", "clm", tokenizer.vocab_size, lesson.seq_len, scale.hidden, scale.layers, scale.heads,
         pad_token_id=tokenizer.pad_token_id,
-    ).to(device)  # fmt: skip
+    )  # fmt: skip
+    model.to(device)
     longspan.sparsify(model, scale.pattern(cell["pattern"]))
     trained = train(model, texts["train"], lesson, scale.lr, device)
     found = evaluate(model, texts["validation"], lesson, device)
