@@ -42,8 +42,13 @@ def test_round_trip(case, ids, tmp_path):
         assert_close(plain(ids).logits, sparse_logits)
 
 
-def test_per_layer_patterns_round_trip(kit, ids, tmp_path):
+@pytest.mark.parametrize("combined", [False, True])
+def test_per_layer_patterns_round_trip(kit, ids, tmp_path, combined):
     patterns = [None, kit.make_pattern("bigbird", "unidirectional")]
+    if combined:
+        patterns[1] = (patterns[1] | kit.make_pattern("fixed", "unidirectional")) - (
+            kit.make_pattern("local_sliding_window", "unidirectional")
+        )
     model = sparsify(kit.make_model("gpt2"), patterns)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path, attn_implementation="longspan", dtype=torch.float64).eval()

@@ -80,8 +80,7 @@ class _SeveralSparsityConfig(CombinedSparsityConfig):
     @property
     def parts(self) -> dict[str, SparsityConfig]:
         """The patterns."""
-        patterns: Any = self.patterns
-        return {f"patterns[{n}]": pattern for n, pattern in enumerate(patterns)}
+        return {f"patterns[{n}]": pattern for n, pattern in enumerate(_listed(self.patterns))}
 
 
 @dataclass(frozen=True)
