@@ -92,7 +92,7 @@ GPU = Scale(
         "needle": Lesson(
             Needle([n / 8 for n in range(9)], [128, 256, 384, 512], keep_free=GPU_BLOCK), 512, 800, 64, 1 / 16
         ),
-        "recall": Lesson(Recall([1, 2, 4, 8, 16], None, 32, 32, 16, 1.0, GPU_BLOCK), 512, 2000, 64, 1 / 32),
+        "recall": Lesson(Recall([1, 2, 4, 8, 16], 0.5, 32, 32, 16, 1.0, GPU_BLOCK), 512, 2000, 64, 1 / 32),
         "listops": Lesson(ListOps(50, 500, 5, 10), 512, 1500, 64, 1 / 10),
     },
 )
@@ -107,7 +107,7 @@ CPU = replace(
     validation=256,
     lessons={
         "needle": Lesson(Needle([0.0, 0.5, 1.0], [32, 64], keep_free=CPU_BLOCK), 64, 400, 32, 1 / 16),
-        "recall": Lesson(Recall([1, 2, 4], None, 8, 8, 4, 1.0, CPU_BLOCK), 64, 1500, 32, 1 / 8),
+        "recall": Lesson(Recall([1, 2, 4], 0.5, 8, 8, 4, 1.0, CPU_BLOCK), 64, 1500, 32, 1 / 8),
         "listops": Lesson(ListOps(4, 62, 3, 5), 64, 600, 32, 1 / 10),
     },
     patterns=("dense", "local_sliding_window", "bslongformer", "bigbird", "fixed", "variable"),

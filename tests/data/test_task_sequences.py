@@ -19,7 +19,7 @@ from longspan.data.tasks import (
 TASKS = {
     "copy": Copy([8, 12], 4, 4, 4, 4),
     "needle": Needle([0.0, 1.0], [16, 32], 2, 4, 4, 4, 4),
-    "recall": Recall([2, 4], None, 8, 8, 4, 1.0, 4),
+    "recall": Recall([2, 4], 1.0, 8, 8, 4, 1.0, 4),
     "listops": ListOps(5, 30, 4, 4),
 }
 
@@ -132,7 +132,7 @@ def test_the_vocabulary_of_a_task():
 
 def test_only_the_tasks_own_vocabulary_will_do():
     task = TASKS["recall"]
-    task.check_tokenizer(tokenizer_of(Recall([3], None, 8, 8, 4)))
+    task.check_tokenizer(tokenizer_of(Recall([3], 1.0, 8, 8, 4)))
     for other in (ByteTokenizer(), tokenizer_of(TASKS["copy"])):
         with pytest.raises(ValueError, match="the task recall has a vocabulary of its own, tokenizer=task"):
             task.check_tokenizer(other)

@@ -1,5 +1,7 @@
 """The texts of copy, needle and recall against their rules, read off word by word."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,12 +85,11 @@ def test_needle(num_pairs, keep_free, more, several):
     st.integers(0, 9),
     st.integers(0, 15),
     st.sampled_from([1.0, 0.01, 3.0]),
-    st.booleans(),
+    st.sampled_from([0.01, 0.5, 1.0]),
 )
-def test_recall(num_pairs, keep_free, more, power, fewer):
-    num_queries = 1 if fewer else None
-    task = Recall([7, num_pairs], num_queries, 7, 8, 2, power, keep_free)
-    tokens = keep_free + 14 + 2 * (num_queries or 7) + more
+def test_recall(num_pairs, keep_free, more, power, share):
+    task = Recall([7, num_pairs], share, 7, 8, 2, power, keep_free)
+    tokens = keep_free + 14 + 2 * math.ceil(7 * share) + more
     if not more:
         with pytest.raises(ValueError, match="choose a longer"):
             task.check_length(tokens - 1)
@@ -101,7 +102,7 @@ def test_recall(num_pairs, keep_free, more, power, fewer):
     assert all(key[0] == "k" and value[0] == "v" for key, value in pairs.items())
     # The rule by hand: behind the pairs, a key is followed by its value, and that is the answer.
     queries = [place for place in range(first, tokens) if words[place][0] == "k"]
-    assert len({words[place] for place in queries}) == len(queries) == (num_queries or num_pairs)
+    assert len({words[place] for place in queries}) == len(queries) == math.ceil(num_pairs * share)
     assert np.flatnonzero(text.answers).tolist() == [place + 1 for place in queries]
     assert all(pairs[words[place]] == words[place + 1] for place in queries)
     assert sum(word[0] == "f" for word in words[first:]) == tokens - first - 2 * len(queries)
@@ -109,7 +110,7 @@ def test_recall(num_pairs, keep_free, more, power, fewer):
 
 def test_the_power_says_where_queries_lie():
     def mean_place(power):
-        task = Recall([4], 1, keep_free=0, power=power)
+        task = Recall([4], 0.25, keep_free=0, power=power)
         texts = [task.text(np.random.default_rng(seed), 208) for seed in range(300)]
         return np.mean([(np.flatnonzero(text.answers)[0] - 9) / 200 for text in texts])
 
@@ -136,7 +137,7 @@ def test_the_last_token_can_be_an_answer():
         (lambda: Needle(keep_free=-1), "keep_free=-1 must be at least 0"),
         (lambda: Recall(num_pairs=[4, 0]), r"num_pairs=\[4, 0\] must each be at least 1"),
         (lambda: Recall(num_values=15), "num_values=15 must be at least 16"),
-        (lambda: Recall(num_queries=3), r"num_queries=3 must lie in \[1, 2\]"),
+        (lambda: Recall(query_share=0.0), r"query_share=0.0 must lie in \(0, 1\]"),
         (lambda: Recall(power=0.0), "power=0.0 must be positive"),
     ],
 )

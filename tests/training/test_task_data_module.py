@@ -11,7 +11,7 @@ from longspan.training.data_module import DataModule
 TASKS = {
     "copy": Copy([8, 12], 4, 4, 4, 4),
     "needle": Needle([0.0, 1.0], [16, 32], 2, 4, 4, 4, 4),
-    "recall": Recall([2, 4], None, 8, 8, 4, 1.0, 4),
+    "recall": Recall([2, 4], 1.0, 8, 8, 4, 1.0, 4),
     "listops": ListOps(5, 30, 4, 4),
 }
 

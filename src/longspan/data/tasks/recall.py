@@ -1,5 +1,6 @@
 """Multi-query associative recall."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +13,14 @@ class Recall(Task):
     """Say the value of each key that comes again (MQAR; Arora et al. 2023, arXiv:2312.04927, section 3).
 
     A text begins with `keep_free` words of noise, then come pairs of a key and its value, and then noise in
-    which `num_queries` of the keys come again, each followed by its value, the answer. Keys of a text differ,
-    and so do its values; no key is asked twice.
+    which some of the keys come again, each followed by its value, the answer. Keys of a text differ, and so
+    do its values; no key is asked twice.
 
     Args:
         num_pairs: numbers of pairs of a key and a value; each text has one of them. Several, few ones among
             them, are learned much sooner than one large number, and the paper's models are trained so.
-        num_queries: keys that come again; None: all.
+        query_share: share of the keys that come again, rounded up. 1.0 is the paper's; a model can then find
+            the last values by elimination, since every value comes again once.
         num_keys, num_values, num_fillers: different keys, values and words of noise.
         power: where the queries lie: their distance from the pairs, as a share of the room, has the density
             power * x ** (power - 1). 1.0 is uniform; the paper takes 0.01, which puts most of them right
@@ -36,7 +38,7 @@ class Recall(Task):
     def __init__(
         self,
         num_pairs: Sequence[int] = (2, 4, 8, 16),
-        num_queries: int | None = None,
+        query_share: float = 0.5,
         num_keys: int = 64,
         num_values: int = 64,
         num_fillers: int = 16,
@@ -53,13 +55,11 @@ class Recall(Task):
             num_fillers=(num_fillers, 1),
             keep_free=(keep_free, 0),
         )
-        if num_queries is not None and not 1 <= num_queries <= least:
-            raise ValueError(
-                f"num_queries={num_queries!r} must lie in [1, {least}], the least of num_pairs, or be None"
-            )
+        if not 0.0 < query_share <= 1.0:
+            raise ValueError(f"query_share={query_share!r} must lie in (0, 1]")
         if not power > 0.0:
             raise ValueError(f"power={power!r} must be positive")
-        self.num_queries = num_queries
+        self.query_share = query_share
         self.num_keys = num_keys
         self.num_values = num_values
         self.num_fillers = num_fillers
@@ -70,7 +70,7 @@ class Recall(Task):
         )
         self.arguments = {
             "num_pairs": list(self.num_pairs),
-            "num_queries": num_queries,
+            "query_share": query_share,
             "num_keys": num_keys,
             "num_values": num_values,
             "num_fillers": num_fillers,
@@ -82,14 +82,18 @@ class Recall(Task):
         """A cell for each number of pairs."""
         return tuple({"num_pairs": number} for number in self.num_pairs)
 
+    def num_queries(self, num_pairs: int) -> int:
+        """Keys that come again in a text of so many pairs."""
+        return math.ceil(self.query_share * num_pairs)
+
     def check_length(self, tokens: int) -> None:
         """Raise ValueError unless the most pairs and their queries fit."""
         most = max(self.num_pairs)
-        needed = self.keep_free + 2 * most + 2 * (self.num_queries or most)
+        needed = self.keep_free + 2 * most + 2 * self.num_queries(most)
         if tokens < needed:
             raise ValueError(
                 f"keep_free={self.keep_free}, num_pairs={list(self.num_pairs)} and "
-                f"num_queries={self.num_queries} need {needed} tokens, and a sequence has {tokens}; choose a "
+                f"query_share={self.query_share} need {needed} tokens, and a sequence has {tokens}; choose a "
                 "longer data.seq_len"
             )
 
@@ -97,7 +101,7 @@ class Recall(Task):
         """Noise, pairs, and noise with queries in it."""
         cell = int(draws.integers(len(self.num_pairs)))
         num_pairs = self.num_pairs[cell]
-        num_queries = self.num_queries or num_pairs
+        num_queries = self.num_queries(num_pairs)
         key_base = len(SPECIAL)
         value_base = key_base + self.num_keys
         filler_base = value_base + self.num_values
