@@ -135,9 +135,22 @@ def test_shipped_defaults_warn_only_of_what_is_so(oracle, model, objective):
         pairs = oracle.token_reach([pattern.layout(seq_len)] * layers, seq_len, causal)[-1]
         possible = np.tril(np.ones_like(pairs)) if causal else np.ones_like(pairs)
         missing = int((possible & ~pairs).sum())
-        assert len(found) == bool(missing), (name, found)
+        rows = [one for one in found if "attend nothing" in one]
+        kept = pattern.layout(seq_len).to_dense().bool()
+        kept = kept.tril() if causal or pattern.attention == "unidirectional" else kept
+        empty = int((~kept.any(-1)).sum())
+        assert len(rows) == bool(empty), (name, found)
+        assert all(f"{empty:,} of " in one for one in rows)
+        tokens = kept.repeat_interleave(64, 1).repeat_interleave(64, 2).numpy() & possible
+        limit = break_even.look_up((9, 0), 64, 64)
+        assert limit is not None
+        dense = name != "dense" and tokens.mean(0).sum() / possible.sum() > limit.density
+        faster = [one for one in found if "dense attention is faster" in one]
+        assert len(faster) == dense, (name, found)
+        others = [one for one in found if one not in (*rows, *faster)]
+        assert len(others) == bool(missing), (name, found)
         if missing:
-            assert f"({missing:,} of {possible.sum():,} at" in found[0]
+            assert f"({missing:,} of {possible.sum():,} at" in others[0]
             warned.add(name)
     assert "local_sliding_window" in warned
     assert not {"dense", "fixed"} & warned

@@ -19,6 +19,7 @@ def test_it_shows_every_pattern(tmp_path, monkeypatch, capsys):
     assert "wrote small.png: 256 tokens in blocks of 16" in capsys.readouterr().out
     for direction in ("bidirectional", "unidirectional"):
         shown = made(direction, 16)
-        assert list(shown) == list(PATTERNS)
+        # Heads of several patterns have no picture but those patterns'.
+        assert list(shown) == [name for name in PATTERNS if name != "heads"]
         assert all(pattern.name == name for name, pattern in shown.items())
         assert {pattern.attention for pattern in shown.values()} == {direction}
