@@ -1,9 +1,10 @@
-"""How hypothesis draws its cases, and a small pretrained model.
+"""How hypothesis draws its cases, a small pretrained model, and the command in this process.
 
 The cases are the same ones each time, so that a commit passes or fails and not a day. New ones:
 ``make test ARGS='--hypothesis-profile=explore'``; what it finds becomes a test of its own.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,22 @@ def pretrained(tmp_path_factory) -> Path:
     )
     BertForMaskedLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """command(*arguments) -> (status, stdout, stderr) of the command, in this process and an empty folder."""
+    from longspan.training import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capfd.readouterr()
+
+    return call

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longspan.sparsity import custom, from_dict, registry
-from longspan.training import cli, export
+from longspan.training import export
 from longspan.training.config import ConfigError, locate
 
 ROOT = Path(__file__).parents[1]
@@ -45,22 +45,6 @@ def reader(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("longspan.sparsity.custom.")]:
         del sys.modules[name]
         vars(custom).pop(name.rpartition(".")[2], None)
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """command(*arguments) -> (status, stdout, stderr) of the command, in this process."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capfd.readouterr()
-
-    return call
 
 
 def python(*arguments: str) -> str:

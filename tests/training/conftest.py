@@ -1,6 +1,5 @@
 """A tiny model, a tiny corpus and a run of both, which the tests of training share."""
 
-import sys
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -10,7 +9,6 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from longspan.training import cli
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from longspan.training.compose import compose
 from longspan.training.module import LongspanModule
@@ -169,23 +167,6 @@ def same_end():
         assert left.val_loss == right.val_loss
 
     return check
-
-
-@pytest.fixture
-def command(monkeypatch, capfd, tmp_path):
-    """command(*arguments) -> (status, stdout, stderr) of the command, in this process and an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture
