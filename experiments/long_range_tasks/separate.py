@@ -1,6 +1,6 @@
 """Train small models on needle, recall and ListOps with each pattern, beside what reachability predicts.
 
-    python experiments/long_range_tasks/separate.py                  # one CUDA GPU; run again to go on
+    python experiments/long_range_tasks/separate.py                  # all CUDA GPUs; run again to go on
     python experiments/long_range_tasks/separate.py --scale cpu      # two cores
     python experiments/long_range_tasks/separate.py --minutes 4      # begin no cell after four minutes
     python experiments/long_range_tasks/separate.py --cells recall   # those it finds
@@ -8,7 +8,7 @@
 
 Every cell of `plan.cells`, as recall/bigbird/0, is a line of ``<scale>.jsonl``, written when it is done;
 those that are there are left out. The models are too small to fill a GPU: ``--workers`` of them train beside
-each other.
+each other on each.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ import longspan
 HERE = Path(__file__).parent
 
 
-def job(cell: dict[str, Any], scale: str, texts: Path, threads: int) -> dict[str, Any]:
-    """Measure a cell in a process of its own kind; returns its line."""
+def job(cell: dict[str, Any], scale: str, texts: Path, threads: int, place: int) -> dict[str, Any]:
+    """Measure a cell in a process of its own kind, on the GPU whose turn it is; returns its line."""
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if scale == "gpu" else "cpu")
+    device = torch.device("cpu")
+    if scale == "gpu":
+        device = torch.device("cuda", place % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     found = measure(cell, SCALES[scale], texts, device)
     return {
         "cell": cell, **found, "date": date.today().isoformat(), "torch": torch.__version__,
@@ -90,17 +93,18 @@ def run(
         for texts, cell in missing.items():
             prepare(sizes.lessons[cell["task"]], cell["seed"], sizes.validation, texts, pool)
     found: list[dict[str, Any]] = []
-    waiting, running = list(todo), set[Future[dict[str, Any]]]()
+    waiting, running = list(todo), dict[Future[dict[str, Any]], int]()
+    places = list(range(workers))
+    threads = max(1, cores // workers)
     with processes(workers) as pool:
         while waiting or running:
             if minutes is not None and time.perf_counter() - started > 60 * minutes:
                 waiting = []
-            while waiting and len(running) < workers:
-                cell = waiting.pop(0)
-                threads = max(1, cores // workers)
-                running.add(pool.submit(job, cell, scale, texts_of(cell, folder), threads))
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            while waiting and places:
+                cell, place = waiting.pop(0), places.pop(0)
+                running[pool.submit(job, cell, scale, texts_of(cell, folder), threads, place)] = place
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                places.append(running.pop(future))
                 record = future.result()
                 with path.open("a") as file:
                     file.write(json.dumps(record) + "\n")
@@ -119,7 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results and of the texts")
     parser.add_argument("--cells", help="only cells whose name, as recall/bigbird/0, this finds")
     parser.add_argument("--minutes", type=float, help="begin no cell after so long")
-    parser.add_argument("--workers", type=int, help="cells at a time: 6 on a GPU, 2 elsewhere")
+    parser.add_argument("--workers", type=int, help="cells at a time: 6 for each GPU, 2 elsewhere")
     parser.add_argument("--table", action="store_true", help="measure nothing, write tables and figure")
     options = parser.parse_args()
     every = cells(SCALES[options.scale])
@@ -136,7 +140,7 @@ def main() -> None:
         raise SystemExit("--scale gpu needs a CUDA device; --scale cpu runs on two cores")
     known = [record["cell"] for record in done]
     todo = [c for c in every if c not in known and re.search(options.cells or "", name_of(c))]
-    workers = options.workers or (6 if options.scale == "gpu" else 2)
+    workers = options.workers or (6 * torch.cuda.device_count() if options.scale == "gpu" else 2)
     run(options.scale, todo, path, workers, options.minutes)
 
 

@@ -49,10 +49,12 @@ class Scale:
     timed_steps: int
 
 
+# Many steps of few tokens: of as many tokens, a masked model had 1.18 nats a token after 300 steps of eight
+# sequences and 0.79 after 1,200 of two.
 GPU = Scale(
-    trainer="gpu", patterns=PATTERNS, objectives=("clm", "mlm"), seeds=(0, 1, 2), seq_len=8192, batch_size=8,
-    block=64, hidden=256, layers=4, heads=4, steps=300, validate_every=25, validation_sequences=32, lr=2e-3,
-    packages=("numpy", "matplotlib", "sympy"), timed_steps=30,
+    trainer="gpu", patterns=PATTERNS, objectives=("clm", "mlm"), seeds=(0, 1, 2), seq_len=8192, batch_size=2,
+    block=64, hidden=256, layers=4, heads=4, steps=1200, validate_every=100, validation_sequences=32, lr=1e-3,
+    packages=("numpy", "matplotlib", "sympy"), timed_steps=60,
 )  # fmt: skip
 # Causal alone: in so few steps a masked model of bytes learns nothing of its context.
 CPU = Scale(

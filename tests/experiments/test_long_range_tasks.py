@@ -29,7 +29,7 @@ def test_every_cell_once(tmp_path):
     assert len(found) == len(records) == 3 * 3 * 2
     for record in records:
         assert 0 <= record["accuracy"] <= 1
-        assert 1.5 < record["loss"] < 4.5  # of some dozen words, by a model of two steps
+        assert 1.5 < record["loss"] < 6  # of some dozen words, by a model of two steps
         assert record["steps"] == 2
         scored = sum(one["scored"] for one in record["by_distance"])
         assert scored == (0 if record["cell"]["task"] == "listops" else record["scored"])

@@ -23,10 +23,11 @@ from longspan.training.facts import RunFacts
 from longspan.training.loggers import CsvLogger, WandbRun
 from longspan.training.module import LongspanModule
 from longspan.training.step_clock import PHASES
+from longspan.version import __version__
 
 # Name of the file in the run's directory.
 FILE = "result.json"
-PACKAGES = ("longspan", "torch", "lightning", "transformers")
+PACKAGES = ("torch", "lightning", "transformers")
 
 
 def collect_result(
@@ -135,7 +136,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    # Longspan's own is in its source: it may run from there, not installed.
+    found = {"python": platform.python_version(), "longspan": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

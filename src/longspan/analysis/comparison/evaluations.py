@@ -29,7 +29,7 @@ def evaluation_figure(setting: Setting, look: Look) -> Figure | None:
         f"Mean over seeds in each stretch of tokens. Bands: {LEVEL:.0%} confidence interval of the mean, of "
         "three seeds or more. Stretches in which nothing was scored are left out."
     )
-    return Figure("evaluation", "By position and by distance", caption, tuple(drawn))
+    return Figure("evaluation", "By position and by distance", caption, tuple(drawn), named=False)
 
 
 def mean_stretches(one: Series, kind: str, value: str) -> list[dict[str, float]]:

@@ -32,6 +32,8 @@ class Figure:
         title: what it shows.
         caption: how to read it.
         panels: each of them a chart by itself.
+        named: whether the panels say which series is which; the page says so above all figures, and a PNG of
+            one that does not gets a legend.
 
     """
 
@@ -39,6 +41,7 @@ class Figure:
     title: str
     caption: str
     panels: tuple[alt.LayerChart, ...]
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,12 @@ def write_png(figure: Figure, look: Look, title: str, path: Path) -> None:
         title=alt.TitleParams(f"{figure.title}: {title}", subtitle=_lines(figure.caption), offset=14)
     )
     made = specification(chart, look, "light")
+    if not figure.named:
+        legend = {"title": None, "orient": "right", "symbolOpacity": 1, "symbolSize": 90}
+        for panel in made["concat"]:
+            for layer in panel["layer"]:
+                for channel in {"color", "shape"} & set(layer["encoding"]):
+                    layer["encoding"][channel]["legend"] = legend
     drawn = Image.open(BytesIO(vl_convert.vegalite_to_png(made, vl_version=VEGA_LITE, scale=2)))
     # Few colours: a palette of them takes a fifth of the space.
     drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
