@@ -85,15 +85,15 @@ GPU = Scale(
     layers=4,
     heads=2,
     block=GPU_BLOCK,
-    lr=2e-3,
+    lr=1e-3,
     seeds=3,
     validation=512,
     lessons={
         "needle": Lesson(
             Needle([n / 8 for n in range(9)], [128, 256, 384, 512], keep_free=GPU_BLOCK), 512, 800, 64, 1 / 16
         ),
-        "recall": Lesson(Recall([1, 2, 4, 8, 16], 0.5, 32, 32, 16, 1.0, GPU_BLOCK), 512, 2000, 64, 1 / 32),
-        "listops": Lesson(ListOps(50, 500, 5, 10), 512, 1500, 64, 1 / 10),
+        "recall": Lesson(Recall([1, 2, 4], 1.0, 16, 16, 8, 0.25, GPU_BLOCK), 256, 3000, 64, 1 / 16),
+        "listops": Lesson(ListOps(50, 500, 5, 10), 512, 1200, 64, 1 / 10),
     },
 )
 CPU = replace(
