@@ -110,6 +110,13 @@ def test_a_line_shares_out_the_heads():
     assert hash(again) == hash(pattern)
 
 
+def test_patterns_of_a_line_draw_blocks_of_their_own():
+    line = "bigbird dense bigbird"
+    pattern = HeadMixtureSparsityConfig(3, 8, patterns=line, attention="unidirectional")
+    first, _, last = pattern.layout(512).to_dense()
+    assert not torch.equal(first, last)
+
+
 def test_a_sequence_too_short_for_one_of_the_patterns():
     pattern = HeadMixtureSparsityConfig(2, 8, patterns="bigbird dense")
     assert not pattern.defined_for(16)

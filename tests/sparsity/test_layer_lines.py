@@ -70,6 +70,31 @@ def test_every_registered_pattern_shares_heads_block_and_direction():
         assert (pattern.num_heads, pattern.block, pattern.attention) == (4, 32, "unidirectional")
 
 
+def test_arguments_of_one_name_and_another_meaning_are_not_shared():
+    own = replace(OWN, num_global_blocks=3, different_layout_per_head=True)
+    assert layer_patterns("fixed bigbird", own, 2) == [MEANT["fixed"], own]
+    fixed = FixedSparsityConfig(4, 32, num_local_blocks=8)
+    assert layer_patterns("a_shape", fixed, 1)[0].num_local_blocks == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("bigbird(num_heads=2)", "num_heads is the model's"),
+        ("local(num_sliding_window_blocks=3, num_sliding_window_blocks=9)", "each once"),
+    ],
+)
+def test_arguments_that_are_refused(line, message):
+    with pytest.raises(ValueError, match=message):
+        layer_patterns(line, OWN, 1)
+
+
+def test_null_is_none():
+    assert (
+        layer_patterns("variable(global_block_end_indices=null)", OWN, 1)[0].global_block_end_indices is None
+    )
+
+
 def test_equal_layers_have_one_layout():
     layers = layer_patterns("local*2 dense", OWN, 6)
     assert layers[0].layout(256) is layers[4].layout(256)
@@ -125,7 +150,7 @@ def test_a_pattern_of_ones_own_is_found_by_its_name(tmp_path, monkeypatch):
         ("bigbird(width=3)", r"bigbird has no argument 'width'"),
         (
             "local(3)",
-            r"in the parentheses of local, arguments must be name=value with commas between, got '3'",
+            r"in the parentheses of local, arguments must be name=value with commas between, .* got '3'",
         ),
         ("local(block=)", r"arguments must be name=value"),
         ("local(block=open)", r"local_sliding_window: block must be an integer of at least 1, got 'open'"),

@@ -213,6 +213,27 @@ def test_list_arguments_become_tuples_of_ints(as_list):
     assert {type(item) for item in pattern.global_block_indices} == {int}
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps(SparsityConfig):
+    """A pattern of one's own that says nothing of what its arguments are stored as."""
+
+    steps: tuple[int, ...] = (1, 2)
+    name = "steps"
+    attention = "bidirectional"
+
+    def intervals(self, rows, num_blocks, head):
+        starts = np.stack([rows - step - head for step in self.steps], axis=1)
+        return starts, starts + 1
+
+
+def test_a_pattern_of_ones_own_is_a_value_and_may_tell_heads_apart():
+    assert Steps(2, 1, steps=[1, 3]) == Steps(2, 1, steps=(1, 3))
+    dense = Steps(3, 1, True, steps=[1, 3]).layout(8).to_dense()
+    for head in range(3):
+        rows, columns = dense[head].nonzero().T
+        assert {int(one) for one in rows - columns} == {1 + head, 3 + head}
+
+
 def test_integers_of_numpy_are_stored_as_ints():
     pattern = BIGBIRD(np.int64(2), np.int32(32), seed=np.uint64(5))
     assert {type(value) for value in (pattern.num_heads, pattern.block, pattern.seed)} == {int}

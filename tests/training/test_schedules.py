@@ -24,10 +24,10 @@ from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.checkpoint import LastCheckpoint
 from longspan.training.callbacks.length_schedule import LengthSchedule, cut
 from longspan.training.callbacks.settings import changed_settings
-from longspan.training.callbacks.stages import spread, stage_at
+from longspan.training.callbacks.stages import spread, stage_at, warn_of_unreached
 from longspan.training.callbacks.window_schedule import WindowSchedule, takes, with_value
 from longspan.training.compose import compose
-from longspan.training.config import ConfigError
+from longspan.training.config import ConfigError, instantiate
 from longspan.training.export import export
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW
@@ -113,7 +113,7 @@ def test_values_are_spread_over_the_steps(values, steps):
     gaps = len(values) - 1
     for step in range(steps + 3):
         # The last value whose share of the steps is over, rounded down to whole steps.
-        begun = [n for n in range(len(values)) if n == 0 or n * steps // gaps <= step]
+        begun = [n for n in range(len(values)) if n == 0 or max(1, n * steps // gaps) <= step]
         assert stage_at(stages, step).value == values[begun[-1]]
     assert all(one.value != other.value for one, other in itertools.pairwise(stages))
 
@@ -238,6 +238,7 @@ def test_compiled_attention_follows():
         (lambda: windows(stop=1.5), "stop must be a whole number of at least 0, got 1.5"),
         (lambda: windows(steps=0), "steps must be a whole number of at least 1"),
         (lambda: windows(stages=1), "stages must be a whole number of at least 2"),
+        (lambda: WindowSchedule("num_heads", 2, 4, 3), "argument='num_heads' must be one that says how many"),
         (lambda: lengths(start=0), "start must be a whole number of at least 1"),
         (lambda: lengths(start=3), "seq_len=8, start=3 and factor=2"),
         (lambda: lengths(start=16), "seq_len=8, start=16 and factor=2"),
@@ -252,8 +253,6 @@ def test_schedules_that_are_none(make, message):
 def test_schedules_that_do_not_go_with_the_model_or_the_data(tmp_path, make_data):
     with pytest.raises(ConfigError, match=r"argument='block_size' must be .* local_sliding_window, dense"):
         Run(tmp_path, make_data(), [WindowSchedule("block_size", 1, 2, 3)]).fit()
-    with pytest.raises(ConfigError, match="schedule: num_heads 0 from step 0: num_heads must be"):
-        Run(tmp_path, make_data(), [WindowSchedule("num_heads", 0, 2, 3)]).fit()
     with pytest.raises(ConfigError, match=r"seq_len=16 must be data.seq_len, 8"):
         Run(tmp_path, make_data(), [LengthSchedule(2, 16, 3)]).fit()
 
@@ -295,6 +294,31 @@ def test_a_run_from_the_command_line_resumes_in_the_middle_of_a_stage(composed, 
     export(tmp_path / "on", tmp_path / "exported")
     entries = json.loads((tmp_path / "exported" / "config.json").read_text())["longspan_sparsity"]
     assert [entry.get(WINDOW) for entry in entries] == [5, 5, 5, None]
+
+
+@pytest.mark.parametrize("option", ["window", "length", "window_and_length"])
+def test_the_shipped_schedules_end_before_the_shipped_run(composed, option):
+    config = composed(f"schedule={option}", "data.seq_len=1024")
+    for schedule in instantiate(config.schedule).values():
+        last = schedule.stages[-1]
+        assert 0 < last.first_step < 0.8 * compose([]).trainer.max_steps
+        assert last.value in (9, 1024)
+
+
+def test_a_stage_that_is_never_trained_with_is_told(recwarn):
+    stages = spread([3, 5, 9], 10)
+    for steps in (11, -1):
+        warn_of_unreached(stages, steps)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="value 9 begins at step 10, and the run ends after 10"):
+        warn_of_unreached(stages, 10)
+
+
+def test_one_window_schedule_at_most(composed):
+    second = "+schedule.second={_target_: longspan.training.callbacks.window_schedule.WindowSchedule, "
+    second += "argument: num_random_blocks, start: 1, stop: 2, steps: 2}"
+    with pytest.raises(ConfigError, match="at most one WindowSchedule"):
+        train(composed("schedule=window", second))
 
 
 def test_a_task_is_not_cut(tmp_path):

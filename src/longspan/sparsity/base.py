@@ -89,13 +89,17 @@ class SparsityConfig(ABC):
 
     def head_variant(self, head: int) -> int:
         """Return a head whose layout ``head`` shares: heads of equal variant are built once."""
-        return head if self.different_layout_per_head and self.random_blocks[0] else 0
+        return head if self.different_layout_per_head else 0
 
     def __post_init__(self) -> None:
         self._store("num_heads", checks.integer("num_heads", self.num_heads, 1))
         self._store("block", checks.integer("block", self.block, 1))
         checks.boolean("different_layout_per_head", self.different_layout_per_head)
         checks.direction(self.attention)
+        # A configuration file and `from_dict` give lists: equal patterns must be equal, and have a hash.
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                self._store(field.name, _as_tuple(value))
 
     def _store(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)
@@ -194,3 +198,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, SparsityConfig):
         return value.to_dict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -68,6 +68,10 @@ class BigBirdSparsityConfig(SparsityConfig):
                     f"{field} must be at most the number of blocks, {num_blocks} here, got {value}"
                 )
 
+    def head_variant(self, head: int) -> int:
+        """Only random blocks differ from head to head."""
+        return head if self.different_layout_per_head and self.num_random_blocks else 0
+
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
         """The window, the global columns, and every column for a global row."""
         half, zero = self.num_sliding_window_blocks // 2, np.zeros_like(rows)

@@ -52,6 +52,10 @@ class BSLongformerSparsityConfig(SparsityConfig):
         self._store("global_block_indices", starts)
         self._store("global_block_end_indices", ends)
 
+    def head_variant(self, head: int) -> int:
+        """All heads are equal."""
+        return 0
+
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
         """The window, the global columns, and every column for a global row."""
         half = self.num_sliding_window_blocks // 2

@@ -33,6 +33,10 @@ class DenseSparsityConfig(SparsityConfig):
 
     name: ClassVar[str] = "dense"
 
+    def head_variant(self, head: int) -> int:
+        """All heads are equal."""
+        return 0
+
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
         """Every column."""
         starts = np.zeros((rows.size, 1), dtype=np.int64)

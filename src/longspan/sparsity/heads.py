@@ -118,4 +118,10 @@ class HeadMixtureSparsityConfig(SparsityConfig):
         for share in shares:
             if "num_heads" in share.arguments:
                 raise ValueError(f"patterns={line!r}: heads are counted by *k, not by num_heads")
-        return tuple(named_pattern(share, {**shared, "num_heads": share.count * times}) for share in shares)
+        # The seed is the first head's number, or patterns of one kind would draw the same random blocks.
+        first, made = 0, []
+        for share in shares:
+            heads = share.count * times
+            made.append(named_pattern(share, {**shared, "num_heads": heads, "seed": first}))
+            first += heads
+        return tuple(made)

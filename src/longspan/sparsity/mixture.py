@@ -14,7 +14,13 @@ from longspan.sparsity.registry import PATTERNS, arguments, build, register
 
 _WORD = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:\((?P<arguments>[^()]*)\))?(?:\*(?P<count>\d+))?(?=\s|$)")
 _FORM = 'names of patterns with spaces between, each maybe with a count, as in "local*3 dense"'
-_TRUTH = {"true": True, "false": False}
+_WORDS = {"true": True, "false": False, "null": None}
+# What means the same in every pattern that has it; `num_global_blocks`, for one, is a number of columns in
+# BigBird and a share of each window in Fixed.
+_CARRIED = frozenset({
+    "num_heads", "block", "attention", "seed", "num_sliding_window_blocks", "num_random_blocks",
+    "global_block_indices", "global_block_end_indices",
+})  # fmt: skip
 
 
 class Share(NamedTuple):
@@ -39,8 +45,9 @@ def layer_patterns(line: str, own: SparsityConfig, num_layers: int) -> list[Spar
     (`longspan.sparsity.custom`), ``own``, or a short form that fits one of them alone (its first letters, or
     whole words of it: ``local``, ``sinks``). ``*k`` repeats it for ``k`` layers, and arguments may stand in
     parentheses: ``local(num_sliding_window_blocks=9)*2``. A pattern other than ``own`` gets those of
-    ``own``'s arguments that it takes: heads, block, direction and whatever else has the same name. A line for
-    fewer layers than there are is repeated, where it comes out even.
+    ``own``'s arguments that it takes and that mean the same in it: heads, block, direction, seed, the window,
+    the number of random blocks and chosen global blocks; else its class's defaults. A line for fewer layers
+    than there are is repeated, where it comes out even.
 
     Args:
         line: as above, the lowest layer first.
@@ -60,6 +67,8 @@ def layer_patterns(line: str, own: SparsityConfig, num_layers: int) -> list[Spar
     shared = {name: value for name, value in values.items() if not patterns_in(value)}
     patterns = []
     for share in parse(line, "layers"):
+        if "num_heads" in share.arguments:
+            raise ValueError(f"layers={line!r}: num_heads is the model's, the same in every layer")
         pattern = named_pattern(share, shared, own)
         patterns += [pattern] * share.count
     times, rest = divmod(num_layers, len(patterns))
@@ -125,7 +134,8 @@ def named_pattern(
             raise ValueError(f"{name} has no argument {', '.join(map(repr, sorted(unknown)))}")
         return replace(own, **share.arguments)
     cls = known[name]
-    taken = {key: shared[key] for key in arguments(cls) if key in shared}
+    alike = own is None or issubclass(cls, type(own))
+    taken = {key: shared[key] for key in arguments(cls) if key in shared and (alike or key in _CARRIED)}
     try:
         return build(cls, {**taken, **share.arguments})
     except ValueError as error:
@@ -155,13 +165,18 @@ def _literals(text: str) -> dict[str, Any]:
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
             raise ValueError
-        return {str(one.arg): _literal(one.value) for one in call.keywords}
+        found = {str(one.arg): _literal(one.value) for one in call.keywords}
+        if len(found) < len(call.keywords):
+            raise ValueError
+        return found
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"arguments must be name=value with commas between, got {text!r}") from error
+        raise ValueError(
+            f"arguments must be name=value with commas between, each once and lists as [2, 4], got {text!r}"
+        ) from error
 
 
 def _literal(node: ast.expr) -> Any:
-    # As YAML writes truth, and strings.
+    # As YAML writes truth, nothing, and strings.
     if isinstance(node, ast.Name):
-        return _TRUTH.get(node.id, node.id)
+        return _WORDS.get(node.id, node.id)
     return ast.literal_eval(node)

@@ -78,6 +78,10 @@ class VariableSparsityConfig(SparsityConfig):
                 f"{self.num_random_blocks}"
             )
 
+    def head_variant(self, head: int) -> int:
+        """Only random blocks differ from head to head."""
+        return head if self.different_layout_per_head and self.num_random_blocks else 0
+
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
         """The window and the global ranges."""
         edges = np.cumsum((0, *self.local_window_blocks))

@@ -24,6 +24,7 @@ from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.budget import Budget
 from longspan.training.callbacks.length_schedule import LengthSchedule
 from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
+from longspan.training.callbacks.stages import warn_of_unreached
 from longspan.training.callbacks.window_schedule import WindowSchedule
 from longspan.training.checkpoints import FOLDER, resolve_checkpoint
 from longspan.training.config import ConfigError, instantiate
@@ -107,6 +108,8 @@ def train(
     print_report(start_report(facts))
     if trainer.is_global_zero:
         warn_at_start(module.model, data.seq_len, trainer.strategy.root_device, facts.precision)
+        for schedule in schedules:
+            warn_of_unreached(schedule.stages, trainer.max_steps)
     if checkpoint is not None:
         print(f"Going on from {checkpoint}")
     keep_metrics_until(checkpoint, output_dir, loggers)
@@ -199,6 +202,8 @@ def begin_schedules(
     Raises ConfigError where a schedule cannot be made, or does not go together with the model.
     """
     schedules = list(instantiate(config.schedule).values())
+    if sum(isinstance(schedule, WindowSchedule) for schedule in schedules) > 1:
+        raise ConfigError("schedule: at most one WindowSchedule; each would undo what the other changes")
     for schedule in schedules:
         if isinstance(schedule, WindowSchedule):
             schedule.begin(module.model, data.seq_len)

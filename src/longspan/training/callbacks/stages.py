@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ def spread(values: Sequence[int], steps: int) -> tuple[Stage, ...]:
     """Spread values evenly over steps: the first from step 0 on, the last from step `steps` on.
 
     Equal neighbours become one stage. Where there are more values than steps, the later of those that would
-    begin in one step holds.
+    begin in one step holds, but for the first value, which always has step 0.
 
     Args:
         values: at least one.
@@ -27,6 +28,7 @@ def spread(values: Sequence[int], steps: int) -> tuple[Stage, ...]:
     """
     gaps = max(1, len(values) - 1)
     begins = {number * steps // gaps: value for number, value in enumerate(values)}
+    begins[0] = values[0]
     runs = itertools.groupby(begins.items(), key=lambda item: item[1])
     return tuple(Stage(*next(iter(run))) for _, run in runs)
 
@@ -39,6 +41,17 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 def in_words(stages: Sequence[Stage], describe: Callable[[Stage], str]) -> str:
     """Write stages as `3 from step 0, 9 from step 500`; `describe` says what begins there."""
     return ", ".join(f"{describe(stage)} from step {stage.first_step:,}" for stage in stages)
+
+
+def warn_of_unreached(stages: Sequence[Stage], steps: int) -> None:
+    """Warn of stages that a run of so many steps ends before; -1 steps are without an end."""
+    late = [stage for stage in stages if 0 <= steps <= stage.first_step]
+    if late:
+        warnings.warn(
+            f"schedule: the value {late[0].value:,} begins at step {late[0].first_step:,}, and the run ends "
+            f"after {steps:,}: it is never trained with. Fewer schedule steps, or more of training, reach it",
+            stacklevel=2,
+        )
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

@@ -46,6 +46,8 @@ class WindowSchedule(pl.Callback):
     """
 
     def __init__(self, argument: str, start: int, stop: int, steps: int, stages: int = 4) -> None:
+        if argument in ("num_heads", "block", "seed"):
+            raise ValueError(f"argument={argument!r} must be one that says how many blocks are kept")
         self.argument = argument
         start, stop = whole_number("start", start, 0), whole_number("stop", stop, 0)
         steps, stages = whole_number("steps", steps, 1), whole_number("stages", stages, 2)
