@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -41,25 +42,47 @@ def prepare(lesson: Lesson, seed: int, sequences: int, path: Path, pool: Executo
     """Make the texts of a training and its validation, in parallel, and keep them in a file."""
     if path.exists():
         return
-    found = {}
-    for split, count, own in (("train", lesson.steps * lesson.batch, seed), ("validation", sequences, 0)):
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    wanted = [("train", stage, stage.steps * stage.batch, seed) for stage in lesson.stages]
+    for split, stage, count, own in (*wanted, ("validation", lesson, sequences, 0)):
         pieces = range(0, count, _PIECE)
         jobs = [
-            pool.submit(make_texts, lesson, split, own, first, min(first + _PIECE, count)) for first in pieces
+            pool.submit(make_texts, stage, split, own, first, min(first + _PIECE, count)) for first in pieces
         ]
         made = [job.result() for job in jobs]
-        found[split] = {name: torch.cat([piece[name] for piece in made]) for name in made[0]}
+        found.setdefault(split, []).append(
+            {name: torch.cat([piece[name] for piece in made]) for name in made[0]}
+        )
     partial = path.with_suffix(".part")
     torch.save(found, partial)
     partial.rename(path)
 
 
 def train(
-    model: Any, texts: dict[str, Tensor], lesson: Lesson, lr: float, device: torch.device
+    model: Any, texts: list[dict[str, Tensor]], lesson: Lesson, lr: float, device: torch.device
 ) -> dict[str, Any]:
-    """Train until the texts are read or the task is solved; returns the steps and the losses of windows."""
+    """Train until the texts are read or the task is solved; returns the steps and the losses of windows.
+
+    `texts` are those of each of the lesson's stages.
+    """
     optimizer = AdamW(lr=lr)(model)
-    scheduler = Cosine()(optimizer, lesson.steps)
+    scheduler = Cosine()(optimizer, sum(stage.steps for stage in lesson.stages))
+    model.train()
+    losses: list[Tensor] = []
+    for stage, own in zip(lesson.stages, texts, strict=True):
+        for loss in _train_stage(model, own, stage, optimizer, scheduler, device):
+            losses.append(loss)
+            solved = len(losses) % WINDOW == 0 and torch.stack(losses[-WINDOW:]).mean() < SOLVED
+            if solved and stage.seq_len == lesson.seq_len:
+                break
+    means = [part.mean().item() for part in torch.stack(losses).split(WINDOW)]
+    return {"steps": len(losses), "train_losses": [round(mean, 4) for mean in means]}
+
+
+def _train_stage(
+    model: Any, texts: dict[str, Tensor], lesson: Lesson, optimizer: Any, scheduler: Any, device: torch.device
+) -> Iterator[Tensor]:
+    """Train on texts of one length, step by step; gives each step's loss."""
     places = scored_positions(texts["labels"])
     # The scored positions of each batch, found beforehand: to find them on a GPU would be to wait for it.
     size = lesson.batch * lesson.seq_len
@@ -68,8 +91,6 @@ def train(
     ids, labels = (
         texts[name].to(device).view(lesson.steps, lesson.batch, -1) for name in ("input_ids", "labels")
     )
-    model.train()
-    losses: list[Tensor] = []
     for step in range(lesson.steps):
         where = of_steps[step] - step * size
         with autocast(device):
@@ -81,11 +102,7 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        losses.append(loss.detach())
-        if len(losses) % WINDOW == 0 and torch.stack(losses[-WINDOW:]).mean() < SOLVED:
-            break
-    means = [part.mean().item() for part in torch.stack(losses).split(WINDOW)]
-    return {"steps": len(losses), "train_losses": [round(mean, 4) for mean in means]}
+        yield loss.detach()
 
 
 @torch.no_grad()
@@ -133,7 +150,8 @@ def measure(cell: dict[str, Any], scale: Scale, path: Path, device: torch.device
     started = time.perf_counter()
     lesson = scale.lessons[cell["task"]]
     texts = torch.load(path, weights_only=True)
-    predicted = predict(cell["pattern"], scale, lesson, texts["validation"])
+    (validation,) = texts["validation"]
+    predicted = predict(cell["pattern"], scale, lesson, validation)
     torch.manual_seed(cell["seed"])
     tokenizer = lesson.task.tokenizer
     model: Any = build_model(
@@ -145,5 +163,5 @@ def measure(cell: dict[str, Any], scale: Scale, path: Path, device: torch.device
     model.to(device)
     longspan.sparsify(model, scale.pattern(cell["pattern"]))
     trained = train(model, texts["train"], lesson, scale.lr, device)
-    found = evaluate(model, texts["validation"], lesson, device)
+    found = evaluate(model, validation, lesson, device)
     return {**trained, **found, "predicted": predicted, "seconds": time.perf_counter() - started}

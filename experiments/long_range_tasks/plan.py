@@ -36,6 +36,8 @@ class Lesson:
         steps: optimizer steps at the most.
         batch: sequences a step.
         chance: accuracy of a model that knows nothing of the text.
+        shorter: tokens and steps of shorter texts that are read before. At once at its length recall takes
+            far longer to be learned (LOG.md).
 
     """
 
@@ -44,6 +46,13 @@ class Lesson:
     steps: int
     batch: int
     chance: float
+    shorter: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def stages(self) -> list[Lesson]:
+        """Lessons of one length each, this one the last."""
+        first = [replace(self, seq_len=tokens, steps=steps, shorter=()) for tokens, steps in self.shorter]
+        return [*first, replace(self, shorter=())]
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ GPU_BLOCK, CPU_BLOCK = 16, 4
 
 GPU = Scale(
     hidden=128,
-    layers=4,
+    layers=3,
     heads=2,
     block=GPU_BLOCK,
     lr=1e-3,
@@ -92,7 +101,14 @@ GPU = Scale(
         "needle": Lesson(
             Needle([n / 8 for n in range(9)], [128, 256, 384, 512], keep_free=GPU_BLOCK), 512, 800, 64, 1 / 16
         ),
-        "recall": Lesson(Recall([1, 2, 4], 1.0, 16, 16, 8, 0.25, GPU_BLOCK), 256, 3000, 64, 1 / 16),
+        "recall": Lesson(
+            Recall([1, 2, 4], 0.5, 8, 8, 4, 1.0, GPU_BLOCK),
+            256,
+            1000,
+            64,
+            1 / 8,
+            shorter=((64, 2000), (128, 500)),
+        ),
         "listops": Lesson(ListOps(50, 500, 5, 10), 512, 1200, 64, 1 / 10),
     },
 )
@@ -102,12 +118,11 @@ CPU = replace(
     layers=2,
     heads=1,
     block=CPU_BLOCK,
-    lr=3e-3,
     seeds=1,
     validation=256,
     lessons={
         "needle": Lesson(Needle([0.0, 0.5, 1.0], [32, 64], keep_free=CPU_BLOCK), 64, 400, 32, 1 / 16),
-        "recall": Lesson(Recall([1, 2, 4], 0.5, 8, 8, 4, 1.0, CPU_BLOCK), 64, 1500, 32, 1 / 8),
+        "recall": Lesson(Recall([1, 2, 4], 0.5, 8, 8, 4, 1.0, CPU_BLOCK), 64, 1000, 64, 1 / 8),
         "listops": Lesson(ListOps(4, 62, 3, 5), 64, 600, 32, 1 / 10),
     },
     patterns=("dense", "local_sliding_window", "bslongformer", "bigbird", "fixed", "variable"),

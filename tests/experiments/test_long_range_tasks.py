@@ -118,4 +118,4 @@ def test_training_stops_where_a_task_is_solved(modules, monkeypatch):
     texts = learning.make_texts(lesson, "train", 0, 0, lesson.steps * lesson.batch)
     torch.manual_seed(0)
     model = learning.build_model("llama", "clm", lesson.task.tokenizer.vocab_size, lesson.seq_len, 8, 1, 1)
-    assert learning.train(model, texts, lesson, 1e-3, torch.device("cpu"))["steps"] == 1
+    assert learning.train(model, [texts], lesson, 1e-3, torch.device("cpu"))["steps"] == 1
