@@ -275,6 +275,13 @@ def test_the_tasks_are_the_data_that_bring_a_vocabulary():
     assert sorted(texts) == sorted(TASKS)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_validation_reaches_all_sequences_of_a_task(compose, task):
+    config = compose(f"data={task}")
+    reached = config.trainer.limit_val_batches * config.data.validation_batch_size
+    assert config.data.validation_sequences <= reached
+
+
 @pytest.mark.parametrize(("objective", "model"), [("clm", "llama"), ("mlm", "modernbert")])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_of_every_task(compose, task, objective, model):

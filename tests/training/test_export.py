@@ -271,3 +271,30 @@ def test_the_command(run, tmp_path):
     assert again.stderr.strip().startswith("longspan: path=")
     assert "Traceback" not in again.stderr
     assert command(run.folder, tmp_path / "out", "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize("task", ["needle", "listops"])
+def test_a_run_on_a_task_gives_its_ids_back(task, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sizes = {
+        "needle": ["data.corpus.lengths=null", "data.corpus.keep_free=8"],
+        "listops": ["data.corpus.min_length=10", "data.corpus.max_length=60"],
+    }
+    small = [
+        "model=llama",
+        "data.batch_size=2",
+        "data.validation_batch_size=2",
+        "data.validation_sequences=2",
+    ]
+    run = trained(tmp_path / "run", f"data={task}", "objective=clm", *small, *sizes[task])
+    folder = longspan.export(run.folder, tmp_path / "exported")
+    data, _, _ = build(configured(tmp_path, f"data={task}", "objective=clm", *small, *sizes[task]))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="longspan").eval()
+    assert len(tokenizer) == data.vocab_size == model.config.vocab_size
+    given = next(iter(data.val_dataloader()))["input_ids"][:1]
+    text = " ".join(tokenizer.convert_ids_to_tokens(given[0]))
+    assert tokenizer(text).input_ids == given[0].tolist()
+    with torch.no_grad():
+        assert_close(model(given).logits, run.model(given).logits)

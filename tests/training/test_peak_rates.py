@@ -11,6 +11,8 @@ from longspan.training.peak_rates import device_peak_rate, peak_rate
 # Name, multiprocessors (compute units), dense 16-bit operations of each in a clock, boost clock in GHz.
 HARDWARE = [
     ("NVIDIA H100 80GB HBM3", 132, 4096, 1.83),
+    ("NVIDIA H100 SXM5", 132, 4096, 1.83),
+    ("NVIDIA H100 SXM5 80GB", 132, 4096, 1.83),
     ("NVIDIA H100 PCIe", 114, 4096, 1.62),
     ("NVIDIA H200", 132, 4096, 1.83),
     ("NVIDIA A100-SXM4-80GB", 108, 2048, 1.41),
@@ -65,6 +67,7 @@ def test_rates_of_every_device_are_in_order():
     "name",
     [
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA H100 SXM5 80GB MIG 1g.10gb",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA A100X",

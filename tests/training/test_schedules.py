@@ -333,3 +333,8 @@ def test_checkpoints_from_before_there_were_schedules_are_no_others():
     new = {"seed": 0, "sparsity": {"_target_": "a", "layers": None}, "schedule": {}}
     assert changed_settings(old, new) == []
     assert changed_settings(old, {**new, "schedule": {"window": {"steps": 3}}}) != []
+
+
+def test_a_budget_of_flops_does_not_go_with_windows_that_grow(composed):
+    with pytest.raises(ConfigError, match="budget=flops does not go together with a schedule of windows"):
+        train(composed(*SCHEDULE, "budget=flops", "budget.flops=1e12"))

@@ -12,6 +12,8 @@ from longspan.training.sweep import SweepTable, collect, record_failure
 def result(name, loss):
     return {
         "name": name,
+        "status": "finished",
+        "steps": 9,
         "overrides": [f"sparsity={name}"],
         "patterns": [{"name": name, "density": 0.25}],
         "metrics": {"val_loss": loss, "bits_per_byte": loss / 0.693},
@@ -79,6 +81,16 @@ def test_what_an_earlier_command_left_unfinished_is_left_out(sweep):
     assert list(found.failures) == ["3_bigbird (sparsity=bigbird seed=1)"]
 
 
+def test_an_interrupted_run_is_no_result(sweep):
+    cut = result("strided", 1.5) | {"status": "interrupted"}
+    job(sweep, "5_strided", ["sparsity=strided"], cut)
+    found = collect(sweep)
+    assert [run["name"] for run in found.results] == ["fixed", "dense"]
+    assert found.failures["5_strided (sparsity=strided)"] == "interrupted after 9 steps"
+    (sweep / "jobs.json").write_text(json.dumps(["2_fixed"]))
+    assert collect(sweep).failures == {}, "nor was it asked for again"
+
+
 def of_seed(name, seed, loss, order=1):
     one = result(name, loss)
     return {**one, "overrides": [f"sparsity={name}", f"seed={seed}", "data=text_files"][::order]}
@@ -99,6 +111,15 @@ def test_seeds_are_one_row_with_mean_and_standard_deviation():
     assert [str(cell) for cell in lines[1]] == ["sparsity=dense", "sparsity=fixed"]
     assert lines[4] == ["2", "3"]
     assert lines[5] == ["2.5000", "3.0000 ± 1.0000"]
+
+
+def test_what_is_noted_of_a_run_does_not_split_its_group():
+    runs = [of_seed("fixed", 0, 2.0), of_seed("fixed", 1, 3.0), of_seed("fixed", 2, 4.0)]
+    runs[0]["overrides"] += ["logger=csv", "++logger.csv.flush=2"]
+    runs[1]["overrides"] += ["sweep=it", "callbacks.last.every_n_train_steps=4", "~logger"]
+    assert [len(group) for group in group_seeds(runs).values()] == [3]
+    runs[2]["overrides"] += ["callbacks.other=1", "loggers=2"]
+    assert [len(group) for group in group_seeds(runs).values()] == [2, 1]
 
 
 def test_runs_of_one_seed_need_no_second_table():

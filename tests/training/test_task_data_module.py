@@ -98,3 +98,12 @@ def test_refusals(options, message):
 def test_another_tokenizer_is_refused():
     with pytest.raises(ValueError, match="tokenizer=task; got ByteTokenizer with 260 ids"):
         DataModule(TASKS["copy"], ByteTokenizer(), CausalLanguageModeling(), validation_sequences=4)
+
+
+def test_a_longest_text_that_leaves_most_of_the_sequence_empty_is_refused():
+    with pytest.raises(
+        ValueError, match=r"lengths=\[16, 32\]: the longest text must fill the sequence of 129"
+    ):
+        make("needle", seq_len=128)
+    assert make("needle", seq_len=31).seq_len == 31
+    assert make("needle", MaskedLanguageModeling()).seq_len == 32

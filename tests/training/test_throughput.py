@@ -3,13 +3,14 @@
 import csv
 import os
 import signal
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from longspan.training.callbacks import throughput
-from longspan.training.callbacks.throughput import Throughput
+from longspan.training.callbacks.throughput import Throughput, forget_peak_memory, peak_memory
 from longspan.training.loggers import CsvLogger
 from longspan.training.step_clock import StepClock
 
@@ -199,3 +200,19 @@ def test_the_clock_of_a_device_is_read_when_it_has_passed(monkeypatch):
     Event.done = 16
     assert clock.steps() == [step, step]
     assert clock.steps() == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not forget a peak")
+def test_the_peak_of_what_came_before_is_forgotten():
+    cpu = torch.device("cpu")
+    size = 64 * 2**20
+    bytearray(b"1") * size
+    before = peak_memory(cpu)
+    forget_peak_memory(cpu)
+    after = peak_memory(cpu)
+    if after == before:
+        pytest.skip("the system does not let this process forget its peak")
+    assert after < before - size / 2
+    held = bytearray(b"1") * size
+    assert peak_memory(cpu) > after + size / 2
+    assert len(held) == size

@@ -1,17 +1,20 @@
 """One device for each job of a sweep, where jobs run beside each other on one machine.
 
 The process of the sweep writes down which devices there are, in the sweep's folder. A job's process takes one
-by locking a file of its name, so that it is free again when the process is gone, however it died.
+by locking a file of its name, so that it is free again when the process is gone, however it died. Those files
+are the machine's, one folder for each user: two sweeps do not take the same device.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -73,6 +76,12 @@ def offer(sweep_dir: Path, gpus: list[str], places: int = 0) -> None:
         file.unlink(missing_ok=True)
 
 
+def locks_folder() -> Path:
+    """Return where the devices' locks lie, of all sweeps of this user on this machine."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return Path(tempfile.gettempdir()) / f"longspan-devices-{user}"
+
+
 @contextmanager
 def taken(sweep_dir: Path) -> Iterator[str | None]:
     """Take one of the devices that a sweep offers, and wait where none is free; gives its name.
@@ -81,14 +90,16 @@ def taken(sweep_dir: Path) -> Iterator[str | None]:
     Nothing is taken, and None given, where nothing is offered.
     """
     global _mine
-    folder = sweep_dir / FOLDER
-    if not (folder / _OFFERED).is_file():
+    offered = sweep_dir / FOLDER / _OFFERED
+    if not offered.is_file():
         yield None
         return
-    names = json.loads((folder / _OFFERED).read_text())
-    if _mine is not None:
-        names = [_mine]
-    while (found := _first_free(folder, names)) is None:
+    names = json.loads(offered.read_text()) if _mine is None else [_mine]
+    folder = locks_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    uuids = _uuids()
+    files = {name: folder / f"{_lock_name(name, uuids)}.lock" for name in names}
+    while (found := _first_free(files)) is None:
         time.sleep(_PAUSE)
     name, lock = found
     try:
@@ -101,9 +112,33 @@ def taken(sweep_dir: Path) -> Iterator[str | None]:
         lock.release()
 
 
-def _first_free(folder: Path, names: list[str]) -> tuple[str, FileLock] | None:
-    for name in names:
-        lock = FileLock(folder / f"{name}.lock")
+def _uuids() -> list[str]:
+    """The UUIDs of the machine's GPUs by their numbers, read without a first use of CUDA; or nothing."""
+    # Not part of torch's interface, and it needs NVIDIA's library: without it a GPU goes by its name.
+    with suppress(AttributeError, OSError, RuntimeError):
+        return torch.cuda._raw_device_uuid_nvml() or []  # type: ignore[attr-defined]
+    return []
+
+
+def _lock_name(name: str, uuids: list[str]) -> str:
+    """What the lock of a device is called: a GPU's UUID, where it is known.
+
+    In two containers of one machine number 0 may be two GPUs, and a GPU may go by its number or its UUID.
+    """
+    gpu = unquote(name.removeprefix(_GPU))
+    if not name.startswith(_GPU):
+        return name
+    if gpu.isdecimal():
+        found = uuids[int(gpu) : int(gpu) + 1]
+    else:
+        # CUDA takes the beginning of a UUID for the whole.
+        found = [uuid for uuid in uuids if uuid.startswith(gpu)]
+    return _GPU + quote(found[0] if len(found) == 1 else gpu, safe="")
+
+
+def _first_free(files: dict[str, Path]) -> tuple[str, FileLock] | None:
+    for name, file in files.items():
+        lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -213,7 +213,6 @@ def run_facts(
         overrides: what was asked for besides the defaults.
         budget: how much the run may use, in words.
         schedules: what changes while it trains.
-        schedules: what changes while it trains.
 
     Raises:
         ValueError: no backend has that name, or it does not serve the device.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +13,9 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from longspan.training.results import FILE, read_result
+from longspan.training.results import FILE, json_values, read_result
 from longspan.training.sweep import FAILURE_FILE
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,9 @@ log = logging.getLogger(__name__)
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 LOCK = ".lock"
+# Whose folders are given away in a sweep, by their names, and the lock of that file.
+RESERVED = ".folders.json"
+RESERVED_LOCK = ".folders.lock"
 
 # A job with other ones of these is the same job: they say what is noted of a run and where it lies, and
 # change nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then
@@ -44,7 +50,35 @@ def job_settings(config: DictConfig) -> dict[str, Any]:
         config: of the job, without Hydra's own part; interpolations stay what they are.
 
     """
-    settings = yaml.safe_load(OmegaConf.to_yaml(config))
+    settings = _without_ignored(yaml.safe_load(OmegaConf.to_yaml(config)))
+    # Keys are strings in RESERVED.
+    return json.loads(json.dumps(settings, default=str))
+
+
+def is_of_job(result: dict[str, Any], config: DictConfig) -> bool:
+    """Whether a result is that of the job with this configuration, as far as it says.
+
+    Args:
+        result: as `longspan.training.results.read_result` read it; an old one holds no configuration.
+        config: of the job, as for `job_settings`; it is resolved here, as the result's was.
+
+    Raises:
+        OmegaConfBaseException: the configuration cannot be resolved in this process.
+
+    """
+    found = copy.deepcopy(result.get("config"))
+    if not found:
+        return True
+    config = copy.deepcopy(config)
+    with read_write(config):
+        # Other settings are made of them, and the sweep's folder may have been moved.
+        config.update({key: found[key] for key in ("output_dir", "sweep") if key in found and key in config})
+    return _without_ignored(json_values(OmegaConf.to_container(config, resolve=True))) == _without_ignored(
+        found
+    )
+
+
+def _without_ignored(settings: dict[str, Any]) -> dict[str, Any]:
     for name in IGNORED:
         *path, last = name.split(".")
         node = settings
@@ -57,7 +91,9 @@ def job_settings(config: DictConfig) -> dict[str, Any]:
 class JobFolders:
     """The folders of a sweep, and which of them is whose.
 
-    A folder is given away once: two jobs of the same settings have two.
+    A folder is given away once: two jobs of the same settings have two. What was given to a job that has not
+    begun yet stands in RESERVED, which also says more of a folder than Hydra's file in it: that is written as
+    the job begins. Another command may give folders of the same sweep away: see `reserving`.
 
     Args:
         sweep_dir: the folder of the sweep; it need not be there.
@@ -73,6 +109,8 @@ class JobFolders:
                 settings = _read_settings(folder)
                 if settings is not None:
                     self._settings[folder.name] = settings
+            reserved = self.sweep_dir / RESERVED
+            self._settings |= json.loads(reserved.read_text()) if reserved.is_file() else {}
 
     def of(self, config: DictConfig) -> str | None:
         """Give away the folder of the job with this configuration; None where it has none yet."""
@@ -89,9 +127,16 @@ class JobFolders:
         number = number_of(name)[0]
         return name not in used and (number < 0 or number not in {number_of(other)[0] for other in used})
 
-    def give(self, name: str) -> None:
-        """Give away a folder that is free."""
+    def give(self, name: str, config: DictConfig) -> None:
+        """Give away a folder that is free to the job with this configuration."""
         self._taken.add(name)
+        self._settings[name] = job_settings(config)
+
+    def reserve(self) -> None:
+        """Write down whose folders are given away, for commands that begin before these jobs have."""
+        unfinished = self.sweep_dir / f"{RESERVED}.tmp"
+        unfinished.write_text(json.dumps(self._settings) + "\n")
+        os.replace(unfinished, self.sweep_dir / RESERVED)
 
     def next_number(self) -> int:
         """Return a number above those of all folders."""
@@ -119,15 +164,35 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock is gone when its process is, however it died.
     """
+    with _lock_of(folder, LOCK, "trains"):
+        yield
+
+
+@contextmanager
+def reserving(sweep_dir: Path) -> Iterator[JobFolders]:
+    """Let no other command give away folders of a sweep meanwhile; what was given is written down at the end.
+
+    Two commands that are started at once for one sweep would otherwise both give the next number.
+    """
+    with _lock_of(sweep_dir, RESERVED_LOCK, "gives its jobs folders"):
+        folders = JobFolders(sweep_dir)
+        yield folders
+        folders.reserve()
+
+
+@contextmanager
+def _lock_of(folder: Path, name: str, doing: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / name)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"Waiting for another process that trains in {folder}", flush=True)
+        print(f"Waiting for another process that {doing} in {folder}", flush=True)
         lock.acquire()
     except (NotImplementedError, OSError) as error:
-        log.warning("%s cannot be locked (%s): see to it that no other process trains there", folder, error)
+        log.warning(
+            "%s cannot be locked (%s): see to it that no other process %s there", folder, error, doing
+        )
     try:
         yield
     finally:

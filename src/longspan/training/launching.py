@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from longspan.training import devices
 from longspan.training.config import ConfigError
 from longspan.training.errors import EXTRAS
-from longspan.training.job_folders import JobFolders, finished_result, locked
+from longspan.training.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
 from longspan.training.sweep import FAILURE_FILE, JOBS_FILE, record_failure
 
 # Launchers that start several jobs on this machine and give each of them all devices.
@@ -55,15 +59,16 @@ class ContinuingLauncher(Launcher):
 
         """
         sweep_dir = Path(str(self._config.hydra.sweep.dir))
-        folders = JobFolders(sweep_dir)
-        jobs = [
-            self._place(list(overrides), initial_job_idx + index, folders)
-            for index, overrides in enumerate(job_overrides)
-        ]
+        with reserving(sweep_dir) as folders:
+            placed = [
+                self._place(list(overrides), initial_job_idx + index, folders)
+                for index, overrides in enumerate(job_overrides)
+            ]
+        jobs = [name for name, _ in placed]
         returns: dict[int, JobReturn] = {}
-        for index, name in enumerate(jobs):
+        for index, (name, task) in enumerate(placed):
             result = finished_result(sweep_dir / name)
-            if result is not None:
+            if result is not None and _is_surely_of_job(result, task):
                 returns[index] = _finished(job_overrides[index], result)
         left = [index for index in range(len(jobs)) if index not in returns]
         self._record(sweep_dir, jobs)
@@ -80,8 +85,8 @@ class ContinuingLauncher(Launcher):
             returns |= dict(zip(left, found, strict=True))
         return [returns[index] for index in range(len(jobs))]
 
-    def _place(self, overrides: list[str], number: int, folders: JobFolders) -> str:
-        """Find the folder of a job, or make up its name."""
+    def _place(self, overrides: list[str], number: int, folders: JobFolders) -> tuple[str, DictConfig]:
+        """Find the folder of a job, or make up its name; gives its configuration too, without Hydra's."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         refuse_processes(task)
@@ -94,8 +99,8 @@ class ContinuingLauncher(Launcher):
                 raise ConfigError(
                     f"hydra.sweep.subdir gives two jobs the folder {name}; put ${{hydra.job.num}} into it"
                 )
-            folders.give(name)
-        return name
+            folders.give(name, task)
+        return name, task
 
     def _record(self, sweep_dir: Path, names: list[str]) -> None:
         """Write down which jobs the sweep has now: its folder may hold others, from before."""
@@ -105,7 +110,10 @@ class ContinuingLauncher(Launcher):
 
     def _offer_devices(self, sweep_dir: Path) -> None:
         launcher = type(self._launcher).__name__
-        gpus = devices.visible_gpus(self._config.trainer.accelerator) if launcher in _BESIDE else []
+        if launcher not in _BESIDE:
+            # Jobs of another command that runs in the same folder may still need what it offers.
+            return
+        gpus = devices.visible_gpus(self._config.trainer.accelerator)
         devices.offer(sweep_dir, gpus, devices.cores() if launcher == _ALL_AT_ONCE else 0)
 
 
@@ -132,6 +140,10 @@ def train_job(config: DictConfig, overrides: Sequence[str]) -> float | None:
     """Train a job of a sweep, or go on with it; gives its validation loss, None where it failed.
 
     A failure is recorded for the closing table, and the other jobs go on.
+
+    Raises:
+        ConfigError: the folder holds the finished run of another job.
+
     """
     from longspan.training.run import train
 
@@ -141,12 +153,44 @@ def train_job(config: DictConfig, overrides: Sequence[str]) -> float | None:
         if result is None:
             (folder / FAILURE_FILE).unlink(missing_ok=True)
             try:
-                with devices.taken(Path(str(HydraConfig.get().sweep.dir))):
+                with _device():
+                    _free_memory()
                     result = train(config, overrides, resume=True)
             except Exception as error:
                 record_failure(folder, error)
                 return None
+        elif not is_of_job(result, config):
+            # Not recorded: the failure would be that of the other job.
+            raise ConfigError(
+                f"{folder} holds the run of another job, finished with other settings; give this one another "
+                "folder, by another name after sweep= or another hydra.sweep.subdir"
+            )
     return result["metrics"]["val_loss"]
+
+
+def _is_surely_of_job(result: dict[str, Any], task: DictConfig) -> bool:
+    """Whether a result is a job's; where it is not, or cannot be told before the job begins, the job says."""
+    try:
+        return is_of_job(result, task)
+    except OmegaConfBaseException:
+        return False
+
+
+def _device() -> AbstractContextManager[str | None]:
+    """A device that the sweep offers, where its launcher starts jobs beside each other."""
+    hydra_config = HydraConfig.get()
+    beside = str(hydra_config.launcher._target_).rpartition(".")[2] in _BESIDE
+    return devices.taken(Path(str(hydra_config.sweep.dir))) if beside else nullcontext()
+
+
+def _free_memory() -> None:
+    """Free what the job before left in this process, so that it is not in the peak memory of this one.
+
+    A trainer, its loops and its module refer to each other: they go when the collector comes by.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def refuse_processes(config: DictConfig) -> None:
@@ -177,7 +221,8 @@ def _folder_name(config: DictConfig, number: int) -> str:
     # `${hydra:…}` reads it.
     HydraConfig.instance().set_config(config)
     try:
-        return str(config.hydra.sweep.subdir)
+        # A slash, as of sparsity=mine/one, would be a folder inside a folder, where no job is looked for.
+        return str(config.hydra.sweep.subdir).replace("/", ".")
     finally:
         HydraConfig.instance().cfg = before
 

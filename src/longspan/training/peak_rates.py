@@ -36,7 +36,7 @@ _RATES: dict[str, PeakRates] = {
     r"NVIDIA B200": PeakRates(2250.0, 2250.0, 1125.0, 75.0),
     r"NVIDIA GB200": PeakRates(2500.0, 2500.0, 1250.0, 80.0),
     # NVIDIA H100 Tensor Core GPU Architecture whitepaper; H100, H200 and GH200 datasheets.
-    r"NVIDIA H100 80GB HBM3|NVIDIA H100 SXM5.*": _HOPPER_SXM,
+    r"NVIDIA H100 80GB HBM3|NVIDIA H100 SXM5( \d+GB)?": _HOPPER_SXM,
     r"NVIDIA H100 PCIe": PeakRates(756.0, 756.0, 378.0, 51.2),
     r"NVIDIA H100 NVL": _HOPPER_NVL,
     r"NVIDIA H200": _HOPPER_SXM,

@@ -123,7 +123,7 @@ def write_result(result: Mapping[str, Any], run_dir: str | Path) -> Path:
     path = Path(run_dir) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(json_values(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
@@ -163,12 +163,12 @@ def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
 
 
-def _finite(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """Return `value` in types that JSON has: no NaN, no infinity, no tuple, no path."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_finite(item) for item in value]
+        return [json_values(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):

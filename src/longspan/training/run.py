@@ -12,6 +12,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.analysis.start import warn_at_start
@@ -21,9 +22,17 @@ from longspan.models.layers import self_attention_layers
 from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
 from longspan.training.callbacks.architecture import KeepArchitecture
-from longspan.training.callbacks.budget import Budget
+from longspan.training.callbacks.budget import Budget, FlopBudget
 from longspan.training.callbacks.length_schedule import LengthSchedule
-from longspan.training.callbacks.settings import FREE, KEY, KeepSettings, changed_settings
+from longspan.training.callbacks.settings import (
+    CORPUS_KEY,
+    FREE,
+    KEY,
+    NOT_FREE,
+    KeepSettings,
+    changed_corpus,
+    changed_settings,
+)
 from longspan.training.callbacks.stages import warn_of_unreached
 from longspan.training.callbacks.window_schedule import WindowSchedule
 from longspan.training.checkpoints import FOLDER, resolve_checkpoint
@@ -74,18 +83,20 @@ def train(
     checkpoint = find_checkpoint(config, settings, output_dir, runs_dir, may_be_over=own)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, module, pattern = build(config)
+    account = data.corpus_info.to_dict()
+    check_corpus(checkpoint, account)
     schedules, pattern = begin_schedules(config, module, data, pattern)
     budget: Budget | None = instantiate(config.budget) or None
+    check_budget(budget, schedules)
     # In front: what comes later asks whether the training is over.
     callbacks = [] if budget is None else [budget]
-    callbacks += [KeepSettings(settings), KeepArchitecture()]
+    callbacks += [KeepSettings(settings, account), KeepArchitecture()]
     # A schedule before whatever looks at the batches, which it may cut.
     callbacks += [*schedules, *instantiate(config.callbacks).values()]
     loggers = list(instantiate(config.logger).values())
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, loggers=loggers)
     if budget is not None:
         plan_budget(budget, trainer, module, data, None if own else checkpoint)
-    account = data.corpus_info.to_dict()
     try:
         facts = run_facts(
             name=run_name(config, module, pattern),
@@ -248,7 +259,8 @@ def find_checkpoint(
     elif changes := changed_settings(state[KEY], settings):
         raise ConfigError(
             f"{checkpoint} is of a run with other settings: {'; '.join(changes)}. Go on with the same ones "
-            f"({', '.join(FREE)} may differ), or begin anew without ckpt_path"
+            f"({', '.join(FREE)} may differ, but for {' and '.join(NOT_FREE)}), or begin anew without "
+            "ckpt_path"
         )
     step = state["global_step"]
     limit = OmegaConf.select(config, "trainer.max_steps")
@@ -258,6 +270,34 @@ def find_checkpoint(
             "train; give a larger trainer.max_steps"
         )
     return checkpoint
+
+
+def check_corpus(checkpoint: Path | None, account: dict[str, Any]) -> None:
+    """Refuse to go on over other documents than those of the checkpoint's run; raises ConfigError.
+
+    The settings may be the same all the same: they name files, not what is in them. A checkpoint that holds
+    no account of its corpus is gone on with.
+    """
+    if checkpoint is None:
+        return
+    before = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True).get(CORPUS_KEY)
+    if before is not None and (changes := changed_corpus(before, account)):
+        raise ConfigError(
+            f"{checkpoint} is of a run over another corpus {account['name']}: {'; '.join(changes)}. Go on "
+            "with the same documents, or begin anew without ckpt_path"
+        )
+
+
+def check_budget(budget: Budget | None, schedules: Sequence[WindowSchedule | LengthSchedule]) -> None:
+    """Refuse FLOPs with windows that grow; raises ConfigError.
+
+    The steps are counted before training, by the first and cheapest stage: the run would overrun its budget.
+    """
+    if isinstance(budget, FlopBudget) and any(isinstance(one, WindowSchedule) for one in schedules):
+        raise ConfigError(
+            "budget=flops does not go together with a schedule of windows: what a step takes changes while "
+            "the run trains. Give budget=tokens or budget=seconds, or schedule=none"
+        )
 
 
 def plan_budget(
@@ -305,9 +345,12 @@ def fit(trainer: pl.Trainer, module: LongspanModule, data: DataModule, checkpoin
     try:
         trainer.fit(module, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
     except SystemExit as stop:
-        # Lightning's end of Ctrl-C, after its callbacks have saved what there is: 130, as a shell says of
-        # such a command. Submitit ends a job that it has queued again, and knows it by a status of its own.
-        return 130 if stop.code in (None, 0, 1) else int(stop.code)
+        # Lightning's end of Ctrl-C or SIGTERM, after its callbacks have saved what there is: 130 or 143, as a
+        # shell says of such a command. Submitit ends a job that it has queued again, and knows it by a status
+        # of its own.
+        if stop.code not in (None, 0, 1):
+            return int(stop.code)
+        return 143 if isinstance(stop, SIGTERMException) else 130
     except RuntimeError as error:
         if checkpoint is None or "loading state_dict" not in str(error):
             raise

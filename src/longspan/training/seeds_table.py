@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longspan.training.callbacks.progress import clock
+from longspan.training.job_folders import IGNORED
 from longspan.training.report import UNKNOWN
 
 Result = Mapping[str, Any]
@@ -18,13 +19,16 @@ Result = Mapping[str, Any]
 def group_seeds(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
     """Group results by what was asked for besides the seed, in whatever order.
 
+    What makes no other job (`job_folders.IGNORED`) makes no other group. Overrides are compared and not the
+    whole configuration: a result holds it resolved, and there `data.seed` is a number that follows the seed.
+
     Args:
         results: what `longspan.training.results.read_result` read, for each run.
 
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        key = tuple(sorted(one for one in result["overrides"] if one.lstrip("+").partition("=")[0] != "seed"))
+        key = tuple(sorted(one for one in result["overrides"] if not _within(one, ("seed", *IGNORED))))
         groups.setdefault(key, []).append(result)
     return groups
 
@@ -77,6 +81,12 @@ def seeds_table(results: Sequence[Result], title: str = "Over seeds") -> Table |
             style="bold green" if best else None,
         )
     return table
+
+
+def _within(override: str, keys: Sequence[str]) -> bool:
+    """Whether an override gives one of these keys, or a part of it."""
+    given = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+    return any(given == key or given.startswith(f"{key}.") for key in keys)
 
 
 def _losses(runs: Sequence[Result]) -> list[float]:

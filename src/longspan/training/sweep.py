@@ -44,7 +44,8 @@ def collect(folder: Path) -> Sweep:
     """Read what the jobs of a sweep left in its folder, in the order of their numbers.
 
     A job is named by its folder and its overrides. One that left neither a result nor a failure, since its
-    process was killed, counts as failed. What failed of an earlier command in the same folder, and was not
+    process was killed, counts as failed, and so does one that was interrupted: its loss is not that of the
+    steps it was asked for. What failed of an earlier command in the same folder, and was not
     asked for again, is left out.
     """
     from longspan.training import results
@@ -56,15 +57,19 @@ def collect(folder: Path) -> Sweep:
         overrides = job / ".hydra" / "overrides.yaml"
         if not overrides.is_file():
             continue
-        if asked is not None and job.name not in asked and not (job / results.FILE).is_file():
+        result = results.read_result(job) if (job / results.FILE).is_file() else None
+        finished = result is not None and result["status"] == "finished"
+        if asked is not None and job.name not in asked and not finished:
             continue
         name = f"{job.name} ({' '.join(OmegaConf.load(overrides))})"
         if (job / FAILURE_FILE).is_file():
             sweep.failures[name] = json.loads((job / FAILURE_FILE).read_text())["error"]
-        elif (job / results.FILE).is_file():
-            sweep.results.append(results.read_result(job))
-        else:
+        elif result is None:
             sweep.failures[name] = "it left no result"
+        elif finished:
+            sweep.results.append(result)
+        else:
+            sweep.failures[name] = f"{result['status']} after {result['steps']} steps"
     return sweep
 
 

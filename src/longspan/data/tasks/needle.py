@@ -77,7 +77,11 @@ class Needle(Task):
         return tuple({"length": length, "depth": depth} for length in self.lengths for depth in self.depths)
 
     def check_length(self, tokens: int) -> None:
-        """Raise ValueError unless all pairs fit into the shortest text and the longest into the sequence."""
+        """Raise ValueError unless all pairs fit into the shortest text and the longest fills the sequence.
+
+        Shorter ones alone would be a training on padding. One token is left to the objective that looks one
+        ahead: its sequences have one more than `data.seq_len`.
+        """
         # `? key value` at the end; pairs keep to every other place, so one place may be lost on either side.
         needed = self.keep_free + 2 * self.num_pairs + 2 + 3
         lengths = self.lengths or (tokens,)
@@ -85,6 +89,12 @@ class Needle(Task):
             raise ValueError(
                 f"lengths={list(lengths)!r} must lie in [{needed}, {tokens}]: keep_free={self.keep_free}, "
                 f"num_pairs={self.num_pairs} and the question need {needed} tokens, a sequence has {tokens}"
+            )
+        if max(lengths) < tokens - 1:
+            raise ValueError(
+                f"lengths={list(lengths)!r}: the longest text must fill the sequence of {tokens} tokens, "
+                f"or all but one of them: the rest would be padding. Give data.corpus.lengths up to "
+                f"{tokens - 1} or {tokens}, or null for the whole sequence alone"
             )
 
     def text(self, draws: np.random.Generator, tokens: int) -> TaskText:

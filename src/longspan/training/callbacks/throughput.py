@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
 import sys
@@ -9,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,6 +30,16 @@ def peak_memory(device: torch.device) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Bytes on macOS, KiB elsewhere.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` be that of what comes from here on, where the system can; it is left where not."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        # See proc(5): 5 sets the peak of the resident memory to what is resident now.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 class Throughput(pl.Callback):
@@ -136,8 +148,7 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock and forget the peak of memory of what came before."""
         device = pl_module.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        forget_peak_memory(device)
         if trainer.global_step and not self._restored:
             rank_zero_warn(
                 "the checkpoint does not say what its run has cost: seconds and floating-point operations "
