@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def run(out, *options):
 @pytest.mark.slow
 def test_every_cell_once(tmp_path):
     (tmp_path / "README.md").write_text("before\n<!-- tiny: begin -->\nold\n<!-- tiny: end -->\nafter\n")
-    run(tmp_path, "--workers", "2")
+    run(tmp_path, "--workers", "1")
     lines = (tmp_path / "tiny.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     found = {tuple(record["cell"].values()) for record in records}
@@ -47,7 +48,7 @@ def test_every_cell_once(tmp_path):
 
     # Cut in the middle of a sweep, it goes on with what is missing, to the same figures.
     (tmp_path / "tiny.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    printed = run(tmp_path, "--workers", "1")
+    printed = run(tmp_path, "--workers", "2")
     again = (tmp_path / "tiny.jsonl").read_text().splitlines()
     assert again[:-1] == lines[:-1]
     last = json.loads(again[-1])
@@ -68,7 +69,7 @@ def test_every_cell_once(tmp_path):
 def modules(monkeypatch):
     """The experiment's modules, which are siblings of its script."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("plan", "prediction", "learning", "tables")
+    names = ("plan", "prediction", "learning", "tables", "separate")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield {name: importlib.import_module(name) for name in names}
@@ -119,3 +120,31 @@ def test_training_stops_where_a_task_is_solved(modules, monkeypatch):
     torch.manual_seed(0)
     model = learning.build_model("llama", "clm", lesson.task.tokenizer.vocab_size, lesson.seq_len, 8, 1, 1)
     assert learning.train(model, [texts], lesson, 1e-3, torch.device("cpu"))["steps"] == 1
+
+
+def test_shorter_texts_come_first(modules, monkeypatch, tmp_path):
+    """Each stage has texts of its length, and none but the last ends early."""
+    learning, plan = modules["learning"], modules["plan"]
+    lesson = replace(plan.TINY.lessons["recall"], shorter=((32, 3), (48, 1)))
+    assert [(stage.seq_len, stage.steps) for stage in lesson.stages] == [(32, 3), (48, 1), (64, 2)]
+    path = tmp_path / "texts.pt"
+    learning.prepare(lesson, 0, 4, path, importlib.import_module("separate").Inline())
+    texts = torch.load(path)
+    assert [tuple(one["input_ids"].shape) for one in texts["train"]] == [(12, 32), (4, 48), (8, 64)]
+    assert texts["validation"][0]["input_ids"].shape == (4, 64)
+    monkeypatch.setattr(learning, "WINDOW", 1)
+    monkeypatch.setattr(learning, "SOLVED", 100.0)
+    torch.manual_seed(0)
+    model = learning.build_model("llama", "clm", lesson.task.tokenizer.vocab_size, lesson.seq_len, 8, 1, 1)
+    found = learning.train(model, texts["train"], lesson, 1e-3, torch.device("cpu"))
+    assert found["steps"] == 3 + 1 + 1
+
+
+def test_the_search_for_settings(tmp_path):
+    command = [sys.executable, str(FOLDER / "tune.py"), "--scale", "tiny", "--workers", "1", "--lr", "1e-3"]
+    command += ["2e-3", "--tasks", "needle", "--out", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "tiny_tune.jsonl").read_text().splitlines()]
+    assert [line["cell"]["lr"] for line in lines] == [1e-3, 2e-3]
+    assert lines[0]["loss"] != lines[1]["loss"]
+    assert all(len(line["train_losses"]) == 1 for line in lines)
