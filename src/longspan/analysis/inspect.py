@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> None:
 
             draw_reach(inspection.layouts, inspection.reach, inspection.title).savefig(own["out"], dpi=130)
             print(f"wrote {own['out']}")
-    except ConfigError as error:
+    except (ConfigError, OSError, ValueError) as error:
         print(f"\nlongspan: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.training.plain import IGNORED
 from longspan.training.results import FILE, read_result
 from longspan.training.sweep import FAILURE_FILE
 
@@ -21,20 +22,6 @@ log = logging.getLogger(__name__)
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 LOCK = ".lock"
-
-# A job with other ones of these is the same job: they say what is noted of a run and where it lies, and
-# change nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then
-# another.
-IGNORED = (
-    "sweep",
-    "output_dir",
-    "logger",
-    "data.pin_memory",
-    "callbacks.best",
-    "callbacks.last",
-    "callbacks.throughput",
-    "callbacks.progress",
-)
 
 
 def job_settings(config: DictConfig) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from longspan.analysis.comparison.configurations import _LEFT_OUT
 from longspan.analysis.comparison.quantities import DENSITY, LOSS, qualities, quantities
 from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
 from longspan.analysis.comparison.series import density, sort_runs
 from longspan.analysis.comparison.tables import configuration_table
+from longspan.training.job_folders import IGNORED
 
 
 def sort(folder):
@@ -53,6 +55,15 @@ def test_one_pattern_with_two_arguments_is_two_series(tmp_path, write_run):
     assert labels == ["bigbird num_random_blocks=1", "bigbird num_random_blocks=3"]
     table = configuration_table(setting)
     assert table.rows == (("sparsity.num_random_blocks", "1", "3"),)
+
+
+def test_two_sweeps_of_one_pattern_are_one_series(tmp_path, write_run):
+    for seed, name in enumerate(("first", "second")):
+        write_run(tmp_path / name, seed=seed, changes={"sweep.name": name, "data.pin_memory": bool(seed)})
+    (setting,) = sort(tmp_path)
+    assert [one.label for one in setting.series] == ["bigbird"]
+    assert warnings(setting) == []
+    assert set(IGNORED) <= set(_LEFT_OUT)
 
 
 def test_a_run_made_twice_counts_once_and_is_named(tmp_path, write_run):
