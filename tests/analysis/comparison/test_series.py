@@ -9,7 +9,7 @@ from longspan.analysis.comparison.quantities import DENSITY, LOSS, qualities, qu
 from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
 from longspan.analysis.comparison.series import density, sort_runs
-from longspan.analysis.comparison.tables import configuration_table
+from longspan.analysis.comparison.tables import configuration_table, results_table
 from longspan.training.job_folders import IGNORED
 
 
@@ -134,6 +134,34 @@ def test_budgets(tmp_path, write_run):
     (setting,) = sort(tmp_path / "unequal")
     assert warnings(setting) == []
     assert notes(setting)[0] == "Equal budgets of 300 seconds, so the numbers of tokens differ."
+
+
+def test_a_budget_that_was_not_used_is_a_warning(tmp_path, write_run):
+    for name, steps, used in (("dense", 100, 150.0), ("bigbird", 200, 301.0)):
+        path = write_run(tmp_path / name, name, steps=steps)
+        result = json.loads((path / "result.json").read_text())
+        result["budget"] = {"unit": "seconds", "limit": 300.0, "used": used}
+        (path / "result.json").write_text(json.dumps(result))
+    (setting,) = sort(tmp_path)
+    assert warnings(setting) == [
+        f"Not comparable: runs did not use their equal budgets of 300 seconds ({tmp_path / 'dense'}: 150)."
+    ]
+    # What is not known is not called equal.
+    result["budget"]["used"] = None
+    (path / "result.json").write_text(json.dumps(result))
+    assert warnings(sort(tmp_path)[0])[0].startswith("Not comparable: different budgets")
+
+
+def test_seeds_that_diverged_are_not_counted(tmp_path, write_run):
+    for seed, loss in enumerate((2.0, 2.1, float("nan"))):
+        write_run(tmp_path / str(seed), seed=seed, loss=loss, tokens_per_second=1e5 + seed)
+    (setting,) = sort(tmp_path)
+    table = results_table(setting)
+    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    assert cells["n"] == "2"
+    assert cells["speed (1,000 tokens/s)"].endswith(" (n=3)")
+    assert "n=" not in cells["validation loss (nats/token)"]
+    assert any("Two seeds of every pattern" in text for text in notes(setting))
 
 
 def test_too_few_seeds_are_told(tmp_path, write_run):
