@@ -44,7 +44,8 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
         )
     for axis in ("tokens", "seconds", "flops"):
         means = {one.label: mean_curve(one, side, axis) for one in setting.series}
-        without = [label for label, curve in means.items() if not curve]
+        # Those that diverged altogether are told already.
+        without = [one.label for one in setting.series if not means[one.label] and _points(one, side)]
         means = {label: curve for label, curve in means.items() if curve}
         if without:
             who = "any run" if not means else ", ".join(without)

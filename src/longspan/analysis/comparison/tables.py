@@ -41,10 +41,9 @@ def results_table(setting: Setting) -> TextTable:
     best = {column: _best(quantity, [row[column] for row in found]) for column, quantity in enumerate(shown)}
     rows, marked = [], []
     for number, (one, estimates) in enumerate(zip(setting.series, found, strict=True)):
-        of_quality = [
-            value for quantity, value in zip(shown, estimates, strict=True) if quantity.key == judged
-        ]
-        seeds = sum(value.n for value in of_quality if value) if of_quality else len(one.runs)
+        by_key = {quantity.key: value for quantity, value in zip(shown, estimates, strict=True)}
+        of_quality = by_key.get(judged or "")
+        seeds = of_quality.n if of_quality else 0 if judged else len(one.runs)
         texts = [
             quantity.write_estimate(value) + ("" if value is None or value.n == seeds else f" (n={value.n})")
             for quantity, value in zip(shown, estimates, strict=True)
