@@ -5,6 +5,7 @@ import json
 import pytest
 
 from longspan.analysis.comparison.configurations import _LEFT_OUT
+from longspan.analysis.comparison.page import _pictures
 from longspan.analysis.comparison.quantities import DENSITY, LOSS, qualities, quantities
 from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
@@ -226,3 +227,27 @@ def test_a_task_is_judged_by_accuracy_and_text_by_its_loss(tmp_path, write_run):
     found = qualities(sort(tmp_path)[0])
     assert [quality.key for quality in found] == ["accuracy", "val_loss"]
     assert found[0].write(0.875) == "87.5"
+
+
+def test_the_baseline_is_dense_where_any_series_is_and_is_told(tmp_path, write_run):
+    for name, pattern, rate in (("0", "bigbird", 0.1), ("1", "dense", 0.1), ("2", "dense", 0.2)):
+        write_run(tmp_path / name, pattern, changes={"optimizer.lr": rate})
+    (setting,) = sort(tmp_path)
+    assert setting.baseline().label == "dense lr=0.1"
+    assert any("differences are taken to dense lr=0.1" in text for text in notes(setting))
+
+
+def test_corpora_of_like_names_have_keys_of_their_own(tmp_path, write_run):
+    for number, corpus in enumerate(("a b", "a/b", "a,b")):
+        write_run(tmp_path / str(number), corpus=corpus)
+    assert len({setting.key for setting in sort(tmp_path)}) == 3
+
+
+def test_patterns_of_one_title_have_a_picture_each(tmp_path, write_run):
+    path = write_run(tmp_path / "0")
+    result = json.loads((path / "result.json").read_text())
+    one = result["patterns"][0] | {"layers": 1}
+    result["patterns"] = [one, one]
+    (path / "result.json").write_text(json.dumps(result))
+    pictures, _ = _pictures(sort(tmp_path)[0])
+    assert len({title for title, _ in pictures}) == 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longspan.analysis.comparison.configurations import PATTERN_GROUPS, differing, facts, group_of
 from longspan.analysis.comparison.quantities import FLOPS, qualities
 from longspan.analysis.comparison.runs import Run
-from longspan.analysis.comparison.series import Setting
+from longspan.analysis.comparison.series import DENSE, Setting
 
 # Groups of the configuration, by what a difference in them means for the comparison.
 _MEANING = {
@@ -46,6 +46,12 @@ def remarks(setting: Setting) -> list[Remark]:
     if setting.repeated:
         found.append(
             Remark(f"Run more than once, the latest counts; not compared: {', '.join(setting.repeated)}.")
+        )
+    base = setting.baseline()
+    if base is not None and len(setting.series) > 1 and base.label != DENSE:
+        why = "one of several dense series" if base.label.startswith(f"{DENSE} ") else "no series is dense"
+        found.append(
+            Remark(f"Without --baseline, differences are taken to {base.label}: {why}.", warning=False)
         )
     notes = dict.fromkeys(note for run in setting.runs for note in run.notes)
     found += [Remark(note, warning=False) for note in notes]
