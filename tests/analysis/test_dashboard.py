@@ -11,7 +11,7 @@ from longspan.training.callbacks.throughput import PHASES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")
 
-NESTED = "sparsity.value.name"  # as the server stores `sparsity.name` of a nested configuration
+NESTED = "pattern.value.group"  # as the server stores `pattern.group` of a nested configuration
 
 
 @pytest.fixture

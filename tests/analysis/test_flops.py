@@ -13,6 +13,7 @@ from longspan import BigBirdSparsityConfig, DenseSparsityConfig, FixedSparsityCo
 from longspan.analysis.flops import training_flops
 from longspan.models import build_model
 from longspan.models.layer_lists import sparsify_layers
+from longspan.positions.extend import extend
 
 HEADS, BLOCK, LENGTH, BATCH, VOCABULARY, WIDTH, LAYERS = 4, 8, 45, 2, 40, 32, 3
 LOCAL = 20  # ModernBERT's window: as many tokens on either side as half of it
@@ -170,6 +171,15 @@ def test_what_is_frozen_costs_no_gradient(trained):
     counted = training_flops(model, [None] * LAYERS, LENGTH, BATCH)
     everything = training_flops(make_model("bert", "mlm"), [None] * LAYERS, LENGTH, BATCH)
     assert counted.total == step_counted_by_torch(model) < everything.total
+
+
+@pytest.mark.parametrize(("architecture", "objective"), [("llama", "clm"), ("modernbert", "mlm")])
+def test_positions_that_follow_the_length_cost_what_others_do(architecture, objective):
+    found = [
+        training_flops(extend(make_model(architecture, objective), 128, method), [None] * LAYERS, 128, 1)
+        for method in ("dynamic", "linear")
+    ]
+    assert found[0] == found[1]
 
 
 def test_replaced_layers_of_bert():

@@ -134,6 +134,23 @@ def test_what_is_refused(tmp_path, capsys):
     assert "seq_len=N" in capsys.readouterr().out
 
 
+def test_a_schedule_is_refused_and_windows_of_the_model_are_told(capsys):
+    with pytest.raises(ConfigError, match="schedule must be none, got window: "):
+        inspect(compose(["schedule=window"]))
+    main(["model=modernbert", "objective=mlm", "seq_len=256", "layers=2"])
+    out = capsys.readouterr().out
+    assert "the windows of the model's own local layers are not counted" in " ".join(out.split())
+    assert "exact to the token" not in out
+
+
+def test_a_picture_that_cannot_be_written_is_a_message(tmp_path, capsys):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["seq_len=256", "layers=1", f"out={tmp_path / 'a.png'}"])
+    assert ended.value.code == 1
+    assert "longspan: [Errno 21] Is a directory" in capsys.readouterr().err
+
+
 def _without_layers():
     config = compose([])
     config.model = {"num_heads": 4}

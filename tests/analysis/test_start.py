@@ -5,9 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from transformers import AlbertConfig
 
 from longspan.analysis import break_even
-from longspan.analysis.start import start_warnings, warn_at_start
+from longspan.analysis.start import of_albert, start_warnings, warn_at_start
 from longspan.models import build_model, sparsify
 from longspan.sparsity import (
     BigBirdSparsityConfig,
@@ -93,7 +94,10 @@ def test_dense_is_said_to_be_faster_only_where_it_was_measured():
     assert row is not None
     assert f"above {row.density:.0%} torch's dense attention is faster" in sentence
     lengths = ", ".join(f"{length:,}" for length in row.lengths)
-    assert f"blocks of 64, heads of 64; measured at {lengths} tokens)" in sentence
+    assert (
+        f"blocks of 64, heads of 64; measured at {lengths} tokens, not below {min(row.lengths):,})"
+        in sentence
+    )
     # Half of the pairs are no reason, nor are other heads, other devices, and the pattern that is dense.
     half = LocalSlidingWindowSparsityConfig(
         num_heads=1, block=64, num_sliding_window_blocks=9, attention="unidirectional"
@@ -222,3 +226,10 @@ def test_the_density_is_judged_in_sixteen_bits_on_a_gpu_alone(monkeypatch):
     for device, precision in (("cuda", "bf16-mixed"), ("cuda", "32-true"), ("cpu", "bf16-mixed")):
         warn_at_start(model, 64, torch.device(device), precision)
     assert seen == [(9, 0), None, None]
+
+
+def test_albert_runs_its_groups_one_after_the_other():
+    config = AlbertConfig(num_hidden_layers=5, num_hidden_groups=2, inner_group_num=1)
+    assert of_albert(["a", "b"], config) == ["a", "a", "a", "b", "b"]
+    config = AlbertConfig(num_hidden_layers=2, num_hidden_groups=2, inner_group_num=2)
+    assert of_albert(["a", "b", "c", "d"], config) == ["a", "b", "c", "d"]

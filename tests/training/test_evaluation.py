@@ -195,3 +195,18 @@ def test_nothing_scored():
 def test_bad_numbers(argument):
     with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
         Evaluation("run", **{argument: 0})
+
+
+def test_a_loss_that_is_not_finite_is_written_as_null(tmp_path):
+    evaluation = Evaluation(str(tmp_path))
+    evaluation._sums = {
+        "position": torch.tensor([[math.nan, 2.0], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64),
+        "distance": torch.zeros(3, 0, dtype=torch.float64),
+    }
+    trainer = SimpleNamespace(
+        sanity_checking=False, is_global_zero=True, world_size=1, global_step=1, datamodule=None
+    )
+    evaluation.on_validation_epoch_end(trainer, None)
+    text = (tmp_path / "evaluation.json").read_text()
+    assert "NaN" not in text
+    assert [bucket["loss"] for bucket in json.loads(text)["by_position"]] == [None, 2.0]

@@ -13,17 +13,20 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from torch import nn
 
 from longspan import BigBirdSparsityConfig, FixedSparsityConfig, sparsify
 from longspan.analysis.distance import attention_distance
 from longspan.analysis.flops import training_flops
 from longspan.data import ByteTokenizer
 from longspan.models import build_model
+from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
 from longspan.training import sweep
 from longspan.training.compose import compose
 from longspan.training.describe import describe_start, pattern_figures, pattern_label
 from longspan.training.facts import pattern_facts
 from longspan.training.loggers import WandbRun, close_loggers
+from longspan.training.patterns import read_patterns
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "wandb.md").read_text()
@@ -109,6 +112,8 @@ def check_pattern(run, name):
     layout = PATTERNS[name].layout(128)
     distance = attention_distance([layout], 128, causal=True)
     expected = {"density": layout.density, "attention_distance": distance}
+    group = run.config["pattern"].pop("group")
+    assert re.fullmatch(rf"{name}, clm, \w+, 128 tokens", group)
     assert run.config["pattern"] == pytest.approx(expected)
     assert {key: run.summary[f"pattern/{key}"] for key in expected} == pytest.approx(expected)
 
@@ -212,11 +217,49 @@ def test_a_mixture():
         patterns=pattern_facts([bigbird, PATTERNS["fixed"]], 128),
         seq_len=128,
         objective="clm",
-        corpus={},
+        corpus={"name": "code"},
         parameters=1,
     )
-    assert pattern_label(facts) == "bigbird+fixed"
+    assert pattern_label(facts) == "bigbird[0]+fixed[1]"
     assert pattern_label(SimpleNamespace(patterns=())) == "none"
     describe_start([logger], facts, {"sparsity": [{"block": 16}, None]}, model, None)
-    assert logged["sparsity"] == {"layers": [{"block": 16}, None], "name": "bigbird+fixed"}
+    assert logged["sparsity"] == {"layers": [{"block": 16}, None], "name": "bigbird[0]+fixed[1]"}
+    assert logged["pattern"]["group"] == "bigbird[0]+fixed[1], clm, code, 128 tokens"
+
+
+def label_of(sparsity, layers=None):
+    return pattern_label(SimpleNamespace(patterns=pattern_facts(sparsity, 512)), layers)
+
+
+def test_patterns_that_differ_have_labels_that_differ():
+    local, wide = (LocalSlidingWindowSparsityConfig(2, 16, num_sliding_window_blocks=n) for n in (3, 5))
+    dense = DenseSparsityConfig(2, 16, attention="unidirectional")
+    assert label_of(local) == label_of([local] * 4, 4) == "local_sliding_window"
+    assert label_of([local] * 4, 5) == "local_sliding_window[0–3]"
+    assert label_of(wide) == "local_sliding_window(num_sliding_window_blocks=5)"
+    assert label_of([local, local, local, dense]) == "local_sliding_window[0–2]+dense[3]"
+    assert label_of([local, dense, local, dense]) == "local_sliding_window[0, 2]+dense[1, 3]"
+    assert label_of(local | dense) == "union(patterns=[local_sliding_window,dense])"
+
+
+def test_a_shipped_pattern_is_called_by_its_name():
+    for name in ("a_shape", "bigbird", "fixed", "vertical_slash"):
+        config = compose([f"sparsity={name}", *(["sparsity.seed=3"] if name == "bigbird" else [])])
+        assert label_of(read_patterns(config, lambda: 2)) == name
+
+
+def test_a_name_that_is_too_long_keeps_its_seed(tmp_path):
+    pattern = FixedSparsityConfig(2, 16, attention="unidirectional")
+    patterns = [pattern, None] * 40
+    facts = SimpleNamespace(
+        patterns=pattern_facts(patterns, 128), seq_len=128, objective="clm", corpus={}, parameters=1
+    )
+    logger = WandbRun(str(tmp_path))
+    logger.log_hyperparams = logger.log_image = lambda *given: None
+    logger.save = lambda: None
+    logger._experiment = SimpleNamespace(summary={})
+    describe_start([logger], facts, {"seed": 7}, nn.Linear(1, 1), None)
+    name = logger._wandb_init["name"]
+    assert len(name) == 128
+    assert name.endswith(" 128 seed 7")
     assert pattern_figures([], 128, True) == {"density": None, "attention_distance": None}

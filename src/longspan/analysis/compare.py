@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.collect:
             write_runs(read_runs(options.paths)[0], options.collect)
         written = compare(options.paths, options.out, options.baseline, pages=not options.table)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"longspan: {error}", file=sys.stderr)
         sys.exit(1)
     if written:

@@ -1,7 +1,8 @@
 """A Weights & Biases workspace that compares patterns: ``python -m longspan.analysis.dashboard``.
 
-It shows the runs of a project grouped by ``sparsity.name``: loss against tokens, seconds and floating-point
-operations, and quality against density, reach of attention, speed and memory, with the patterns' pictures.
+It shows the runs of a project grouped by ``pattern.group``, that is by the pattern with its arguments, the
+objective, the corpus and the length: loss against tokens, seconds and floating-point operations, and quality
+against density, reach of attention, speed and memory, with the patterns' pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # What the runs of a group have in common; a run's configuration is logged nested as it is.
-GROUP_BY = "sparsity.name"
+GROUP_BY = "pattern.group"
 PACKAGE = "wandb-workspaces"
 
 # Axes of the lines: key of the history, title.

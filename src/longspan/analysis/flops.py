@@ -241,6 +241,13 @@ def _without_memory(model: nn.Module) -> nn.Module:
     for module in ghost.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
+        # Positions that follow the length ask for the largest of them, a number that is not there; how they
+        # are scaled takes no product. ModernBERT has a type for each kind of layer.
+        types = getattr(module, "rope_type", None)
+        if isinstance(types, str):
+            module.rope_type = "default"  # type: ignore[assignment]
+        elif isinstance(types, dict):
+            module.rope_type = dict.fromkeys(types, "default")  # type: ignore[assignment]
     return ghost
 
 

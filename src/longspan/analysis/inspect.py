@@ -47,6 +47,7 @@ class Inspection:
         causal: True for a causal model; None: each layer is what its pattern says.
         head_dim: dimension of a head; None where the configuration does not say.
         reach: what the layers reach.
+        own_windows: whether layers of the model have windows of its own, which are not counted here.
 
     """
 
@@ -56,6 +57,7 @@ class Inspection:
     causal: bool | None
     head_dim: int | None
     reach: Reach
+    own_windows: bool = False
 
     @property
     def title(self) -> str:
@@ -74,10 +76,15 @@ def inspect(config: DictConfig, layers: int | None = None) -> Inspection:
         layers: number of layers; None: the model's.
 
     Raises:
-        ConfigError: a pattern that cannot be made or is not defined for the length, or a number of layers
-            that nothing says.
+        ConfigError: a pattern that cannot be made or is not defined for the length, a number of layers
+            that nothing says, or a schedule, whose patterns change.
 
     """
+    if names := list(OmegaConf.select(config, "schedule") or {}):
+        raise ConfigError(
+            f"schedule must be none, got {', '.join(names)}: a pattern is inspected as it stands; give the "
+            "arguments and the length of a stage themselves, as in sparsity.num_sliding_window_blocks=9"
+        )
     patterns = patterns_of(config, layers)
     seq_len = config.data.seq_len
     try:
@@ -95,6 +102,7 @@ def inspect(config: DictConfig, layers: int | None = None) -> Inspection:
         causal,
         _head_dim(config),
         found,
+        own_windows=OmegaConf.select(config, "model.architecture") == "modernbert",
     )
 
 
@@ -172,7 +180,7 @@ def main(arguments: Sequence[str]) -> None:
 
             draw_reach(inspection.layouts, inspection.reach, inspection.title).savefig(own["out"], dpi=130)
             print(f"wrote {own['out']}")
-    except ConfigError as error:
+    except (ConfigError, OSError, ValueError) as error:
         print(f"\nlongspan: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -36,6 +36,9 @@ def report(inspection: Inspection) -> RenderableType:
         if found.sampled
         else "exact to the token"
     )
+    if inspection.own_windows:
+        how = ("a random sample, " if found.sampled else "") + "of the patterns alone: the windows of the "
+        how += "model's own local layers are not counted, so it reaches less"
     parts += [
         Text(f"\nReach: {how}", style="bold"),
         _by_distance(found),

@@ -39,9 +39,8 @@ def warn_at_start(model: nn.Module, seq_len: int, device: torch.device, precisio
     layers: list[Any] = self_attention_layers(model)
     config = layers[0].config
     patterns: list[SparsityConfig | None] = [attention_of(layer).sparsity_config for layer in layers]
-    # ALBERT runs one set of weights many times; with several sets their order is its own.
-    if len(layers) == 1:
-        patterns *= config.num_hidden_layers
+    if config.model_type == "albert":
+        patterns = of_albert(patterns, config)
     causal = all(layer.is_causal and getattr(config, "is_causal", True) for layer in layers)
     measured = device.type == "cuda" and "16" in precision
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -53,6 +52,14 @@ def warn_at_start(model: nn.Module, seq_len: int, device: torch.device, precisio
         architecture=architecture_of(device) if measured else None,
     ):
         warnings.warn(sentence, stacklevel=2)
+
+
+def of_albert(patterns: Sequence[Any], config: Any) -> list[Any]:
+    """The pattern of each layer that ALBERT runs, in that order, of one for each set of weights."""
+    inner = config.inner_group_num
+    per_group = config.num_hidden_layers / config.num_hidden_groups
+    groups = [int(number / per_group) for number in range(config.num_hidden_layers)]
+    return [pattern for group in groups for pattern in patterns[group * inner : (group + 1) * inner]]
 
 
 def start_warnings(
@@ -160,6 +167,8 @@ def _dense_is_faster(
     if density <= row.density:
         return []
     how = f"measured at {', '.join(f'{length:,}' for length in row.lengths)} tokens"
+    if seq_len < min(row.lengths):
+        how += f", not below {min(row.lengths):,}"
     if row.density > row.measured_to:
         how += f", extrapolated from patterns that keep up to {row.measured_to:.0%}"
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -10,17 +11,58 @@ from torch import nn
 
 from longspan.analysis.distance import attention_distance
 from longspan.analysis.flops import layouts_of
-from longspan.analysis.picture import draw_pattern
+from longspan.analysis.picture import draw_pattern, ranges
+from longspan.sparsity import SparsityConfig, from_dict
 from longspan.training.facts import RunFacts
-from longspan.training.loggers import WandbRun, log_configuration, log_picture, log_summary
+from longspan.training.loggers import MAX_NAME, WandbRun, log_configuration, log_picture, log_summary
 from longspan_kernels import BlockLayout
 
 PICTURE = "pattern/picture"
+# Arguments that a label leaves out: they follow the model and the objective, or a mean is to be over them.
+_UNNAMED = ("num_heads", "block", "attention", "seed")
 
 
-def pattern_label(facts: RunFacts) -> str:
-    """Name the pattern of a run, or the patterns of a mixture."""
-    return "+".join(pattern.name for pattern in facts.patterns) or "none"
+def pattern_label(facts: RunFacts, layers: int | None = None) -> str:
+    """Name the pattern of a run, or the patterns of a mixture, so that runs of one label may be averaged.
+
+    The plain name stands for the pattern with its defaults; other arguments follow it in brackets, and what
+    is not the pattern of every layer has the layers' numbers: ``fixed[0–2, 5]+dense[3–4]``.
+
+    Args:
+        facts: what is known of the run.
+        layers: number of the model's layers; None where it is not known.
+
+    """
+    labels = []
+    for pattern in facts.patterns:
+        numbers = pattern.layer_indices
+        everywhere = numbers is None or (layers is not None and numbers == tuple(range(layers)))
+        labels.append(
+            _with_arguments(from_dict(pattern.config)) + ("" if everywhere else f"[{ranges(numbers or ())}]")
+        )
+    return "+".join(labels) or "none"
+
+
+def _with_arguments(pattern: SparsityConfig) -> str:
+    """Name a pattern with those of its arguments that are not the defaults of its class."""
+    told = []
+    for field in fields(pattern):
+        if not field.init or field.name in _UNNAMED:
+            continue
+        value = getattr(pattern, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        # Defaults may be lists, which a pattern stores as tuples.
+        if value != (tuple(default) if isinstance(default, list) else default):
+            told.append(f"{field.name}={_in_short(value)}")
+    return pattern.name + (f"({', '.join(told)})" if told else "")
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, SparsityConfig):
+        return _with_arguments(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_in_short, value))}]"
+    return str(value)
 
 
 def describe_start(
@@ -32,10 +74,11 @@ def describe_start(
 ) -> None:
     """Name the run and log its configuration, nested as it is, and what its pattern is like.
 
-    The configuration gets, beside what was asked for, `sparsity.name` to group by, `corpus`, `parameters` and
-    `pattern`: `density` (share of the blocks that are kept) and `attention_distance` (mean distance in tokens
-    of the kept pairs), over all layers and heads. Weights & Biases gets them in the run's summary too,
-    where a plot finds them, and the pattern's picture.
+    The configuration gets, beside what was asked for, `sparsity.name` (the label of the pattern), `corpus`,
+    `parameters` and `pattern`: `group` (label, objective, corpus and length, to group by: a mean over other
+    runs would say nothing), `density` (share of the blocks that are kept) and `attention_distance` (mean
+    distance in tokens of the kept pairs), over all layers and heads. Weights & Biases gets the figures in
+    the run's summary too, where a plot finds them, and the pattern's picture.
 
     Args:
         loggers: the trainer's loggers, which have logged nothing yet.
@@ -46,21 +89,28 @@ def describe_start(
 
     """
     loggers = list(loggers)
-    label, length = pattern_label(facts), facts.seq_len
+    length = facts.seq_len
     layouts = layouts_of(model, length)
+    label = pattern_label(facts, len(layouts))
+    corpus = facts.corpus.get("name", "unknown data")
+    group = f"{label}, {facts.objective}, {corpus}, {length} tokens"
     pattern = pattern_figures(layouts, length, causal=facts.objective == "clm")
     sparsity = settings.get("sparsity")
     sparsity = dict(sparsity) if isinstance(sparsity, Mapping) else {"layers": sparsity}
     tags = [*dict.fromkeys(one.name for one in facts.patterns), f"length {length}"]
+    name = f"{label} {length} seed {settings.get('seed')}"
+    if len(name) > MAX_NAME:
+        # The seed stays; the whole label is in the configuration.
+        name = label[: MAX_NAME - len(name)] + name[len(label) :]
     for logger in loggers:
         if isinstance(logger, WandbRun):
-            logger.introduce(f"{label} {length} seed {settings.get('seed')}", tags, sweep)
+            logger.introduce(name, tags, sweep)
     log_configuration(
         loggers,
         {
             **settings,
             "sparsity": {**sparsity, "name": label},
-            "pattern": pattern,
+            "pattern": {**pattern, "group": group},
             "corpus": facts.corpus,
             "parameters": facts.parameters,
         },

@@ -15,7 +15,8 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from longspan.training.results import FILE, json_values, read_result
+from longspan.training.plain import IGNORED, plain
+from longspan.training.results import FILE, read_result
 from longspan.training.sweep import FAILURE_FILE
 
 log = logging.getLogger(__name__)
@@ -27,20 +28,6 @@ LOCK = ".lock"
 # Whose folders are given away in a sweep, by their names, and the lock of that file.
 RESERVED = ".folders.json"
 RESERVED_LOCK = ".folders.lock"
-
-# A job with other ones of these is the same job: they say what is noted of a run and where it lies, and
-# change nothing of what it computes. `settings.FREE` is longer: a run may go on with more steps, and is then
-# another.
-IGNORED = (
-    "sweep",
-    "output_dir",
-    "logger",
-    "data.pin_memory",
-    "callbacks.best",
-    "callbacks.last",
-    "callbacks.throughput",
-    "callbacks.progress",
-)
 
 
 def job_settings(config: DictConfig) -> dict[str, Any]:
@@ -73,9 +60,7 @@ def is_of_job(result: dict[str, Any], config: DictConfig) -> bool:
     with read_write(config):
         # Other settings are made of them, and the sweep's folder may have been moved.
         config.update({key: found[key] for key in ("output_dir", "sweep") if key in found and key in config})
-    return _without_ignored(json_values(OmegaConf.to_container(config, resolve=True))) == _without_ignored(
-        found
-    )
+    return _without_ignored(plain(OmegaConf.to_container(config, resolve=True))) == _without_ignored(found)
 
 
 def _without_ignored(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Characters of a tag that Weights & Biases takes.
-MAX_TAG = 64
+# Characters of a tag and of a run's name that Weights & Biases takes.
+MAX_TAG, MAX_NAME = 64, 128
 
 
 class _MetricsFile(ExperimentWriter):

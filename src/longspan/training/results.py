@@ -22,6 +22,7 @@ from longspan.training.callbacks.throughput import Throughput, peak_memory
 from longspan.training.facts import RunFacts
 from longspan.training.loggers import CsvLogger, WandbRun
 from longspan.training.module import LongspanModule
+from longspan.training.plain import plain
 from longspan.training.step_clock import PHASES
 from longspan.version import __version__
 
@@ -123,7 +124,7 @@ def write_result(result: Mapping[str, Any], run_dir: str | Path) -> Path:
     path = Path(run_dir) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(json_values(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(plain(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
@@ -161,16 +162,3 @@ def _files(facts: RunFacts, trainer: pl.Trainer) -> dict[str, str]:
 
 def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
-
-
-def json_values(value: Any) -> Any:
-    """Return `value` in types that JSON has: no NaN, no infinity, no tuple, no path."""
-    if isinstance(value, Mapping):
-        return {str(key): json_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [json_values(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value)

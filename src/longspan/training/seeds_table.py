@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longspan.training.callbacks.progress import clock
-from longspan.training.job_folders import IGNORED
+from longspan.training.plain import IGNORED
 from longspan.training.report import UNKNOWN
 
 Result = Mapping[str, Any]
@@ -19,7 +19,7 @@ Result = Mapping[str, Any]
 def group_seeds(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
     """Group results by what was asked for besides the seed, in whatever order.
 
-    What makes no other job (`job_folders.IGNORED`) makes no other group. Overrides are compared and not the
+    What makes no other job (`plain.IGNORED`) makes no other group. Overrides are compared and not the
     whole configuration: a result holds it resolved, and there `data.seed` is a number that follows the seed.
 
     Args:

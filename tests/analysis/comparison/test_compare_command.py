@@ -84,6 +84,23 @@ def test_the_command_ends_with_a_message_and_no_traceback(tmp_path, capsys):
     assert capsys.readouterr().err == f"longspan: {tmp_path / 'nowhere'} does not exist\n"
 
 
+def test_a_run_that_diverged_still_gives_a_page_and_a_collected_file(tmp_path, write_run):
+    for seed, loss in enumerate((2.0, float("nan"))):
+        part = {"from": 0, "to": 8, "loss": loss, "accuracy": 0.5, "scored": 4}
+        write_run(tmp_path / str(seed), seed=seed, loss=loss, evaluation={"by_position": [part]})
+    main([str(tmp_path), "--out", str(tmp_path / "out"), "--collect", str(tmp_path / "runs.jsonl")])
+    assert (tmp_path / "out" / "comparison.html").is_file()
+    assert "NaN" not in (tmp_path / "runs.jsonl").read_text()
+
+
+def test_a_place_that_cannot_be_written_is_a_message(tmp_path, write_run, capsys):
+    write_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path), "--collect", str(tmp_path / "none" / "runs.jsonl")])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("longspan: [Errno 2]")
+
+
 @pytest.mark.slow
 def test_a_real_sweep_from_training_to_the_page(tmp_path, capsys):
     command = [

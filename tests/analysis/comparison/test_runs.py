@@ -1,10 +1,11 @@
 """Finding and reading the folders of runs."""
 
 import json
+import re
 
 import pytest
 
-from longspan.analysis.comparison.runs import NoRuns, read_curves, read_runs, write_runs
+from longspan.analysis.comparison.runs import NoRuns, Unfinished, read_curves, read_run, read_runs, write_runs
 
 
 def test_runs_are_found_at_any_depth_once_each_in_their_order(tmp_path, write_run):
@@ -119,3 +120,38 @@ def test_collected_runs_read_back_the_same(tmp_path, write_run):
     assert [len(run.curves["train"]) for run in thin] == [5, 5]
     assert thin[0].curves["val"][-1] == runs[0].curves["val"][-1]
     assert json.loads((tmp_path / "few.jsonl").read_text().splitlines()[0])["evaluation"] == evaluation
+
+
+def test_numbers_that_are_not_finite_are_none(tmp_path, write_run):
+    nan = {"by_position": [{"from": 0, "to": 8, "loss": float("nan"), "accuracy": 0.5, "scored": 4}]}
+    folder = write_run(tmp_path / "run", evaluation=nan)
+    result = json.loads((folder / "result.json").read_text())
+    result["metrics"]["val_loss"] = float("inf")
+    (folder / "result.json").write_text(json.dumps(result))
+    runs, _ = read_runs([folder])
+    assert runs[0].evaluation["by_position"][0]["loss"] is None
+    assert runs[0].result["metrics"]["val_loss"] is None
+    write_runs(runs, tmp_path / "all.jsonl")
+    # A file as an older version collected it.
+    old = (tmp_path / "all.jsonl").read_text().replace('"val_loss": null', '"val_loss": NaN')
+    (tmp_path / "old.jsonl").write_text(old)
+    assert "NaN" in old
+    assert read_runs([tmp_path / "old.jsonl"])[0] == runs
+
+
+@pytest.mark.parametrize(("text", "why"), [('{"by', "Expecting|Unterminated"), ("[]", "an object, got list")])
+def test_an_evaluation_that_cannot_be_read_is_a_note(tmp_path, write_run, text, why):
+    folder = write_run(tmp_path / "run")
+    (folder / "evaluation.json").write_text(text)
+    run = read_run(folder)
+    assert run.evaluation == {}
+    assert len(run.notes) == 1
+    assert str(folder / "evaluation.json") in run.notes[0]
+    assert re.search(why, run.notes[0])
+
+
+def test_an_unfinished_run_of_no_known_steps_is_told(tmp_path, write_run):
+    folder = write_run(tmp_path / "run", status="interrupted")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "steps": None}))
+    assert read_run(folder) == Unfinished(str(folder), "interrupted after an unknown number of steps")

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from longspan.analysis.comparison.configurations import _LEFT_OUT
+from longspan.analysis.comparison.page import _pictures
 from longspan.analysis.comparison.quantities import DENSITY, LOSS, qualities, quantities
 from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
 from longspan.analysis.comparison.series import density, sort_runs
-from longspan.analysis.comparison.tables import configuration_table
+from longspan.analysis.comparison.tables import configuration_table, results_table
+from longspan.training.plain import IGNORED
 
 
 def sort(folder):
@@ -53,6 +56,15 @@ def test_one_pattern_with_two_arguments_is_two_series(tmp_path, write_run):
     assert labels == ["bigbird num_random_blocks=1", "bigbird num_random_blocks=3"]
     table = configuration_table(setting)
     assert table.rows == (("sparsity.num_random_blocks", "1", "3"),)
+
+
+def test_two_sweeps_of_one_pattern_are_one_series(tmp_path, write_run):
+    for seed, name in enumerate(("first", "second")):
+        write_run(tmp_path / name, seed=seed, changes={"sweep.name": name, "data.pin_memory": bool(seed)})
+    (setting,) = sort(tmp_path)
+    assert [one.label for one in setting.series] == ["bigbird"]
+    assert warnings(setting) == []
+    assert set(IGNORED) <= set(_LEFT_OUT)
 
 
 def test_a_run_made_twice_counts_once_and_is_named(tmp_path, write_run):
@@ -125,6 +137,34 @@ def test_budgets(tmp_path, write_run):
     assert notes(setting)[0] == "Equal budgets of 300 seconds, so the numbers of tokens differ."
 
 
+def test_a_budget_that_was_not_used_is_a_warning(tmp_path, write_run):
+    for name, steps, used in (("dense", 100, 150.0), ("bigbird", 200, 301.0)):
+        path = write_run(tmp_path / name, name, steps=steps)
+        result = json.loads((path / "result.json").read_text())
+        result["budget"] = {"unit": "seconds", "limit": 300.0, "used": used}
+        (path / "result.json").write_text(json.dumps(result))
+    (setting,) = sort(tmp_path)
+    assert warnings(setting) == [
+        f"Not comparable: runs did not use their equal budgets of 300 seconds ({tmp_path / 'dense'}: 150)."
+    ]
+    # What is not known is not called equal.
+    result["budget"]["used"] = None
+    (path / "result.json").write_text(json.dumps(result))
+    assert warnings(sort(tmp_path)[0])[0].startswith("Not comparable: different budgets")
+
+
+def test_seeds_that_diverged_are_not_counted(tmp_path, write_run):
+    for seed, loss in enumerate((2.0, 2.1, float("nan"))):
+        write_run(tmp_path / str(seed), seed=seed, loss=loss, tokens_per_second=1e5 + seed)
+    (setting,) = sort(tmp_path)
+    table = results_table(setting)
+    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    assert cells["n"] == "2"
+    assert cells["speed (1,000 tokens/s)"].endswith(" (n=3)")
+    assert "n=" not in cells["validation loss (nats/token)"]
+    assert any("Two seeds of every pattern" in text for text in notes(setting))
+
+
 def test_too_few_seeds_are_told(tmp_path, write_run):
     write_run(tmp_path / "0", "dense", 0)
     write_run(tmp_path / "1", "bigbird", 0)
@@ -187,3 +227,27 @@ def test_a_task_is_judged_by_accuracy_and_text_by_its_loss(tmp_path, write_run):
     found = qualities(sort(tmp_path)[0])
     assert [quality.key for quality in found] == ["accuracy", "val_loss"]
     assert found[0].write(0.875) == "87.5"
+
+
+def test_the_baseline_is_dense_where_any_series_is_and_is_told(tmp_path, write_run):
+    for name, pattern, rate in (("0", "bigbird", 0.1), ("1", "dense", 0.1), ("2", "dense", 0.2)):
+        write_run(tmp_path / name, pattern, changes={"optimizer.lr": rate})
+    (setting,) = sort(tmp_path)
+    assert setting.baseline().label == "dense lr=0.1"
+    assert any("differences are taken to dense lr=0.1" in text for text in notes(setting))
+
+
+def test_corpora_of_like_names_have_keys_of_their_own(tmp_path, write_run):
+    for number, corpus in enumerate(("a b", "a/b", "a,b")):
+        write_run(tmp_path / str(number), corpus=corpus)
+    assert len({setting.key for setting in sort(tmp_path)}) == 3
+
+
+def test_patterns_of_one_title_have_a_picture_each(tmp_path, write_run):
+    path = write_run(tmp_path / "0")
+    result = json.loads((path / "result.json").read_text())
+    one = result["patterns"][0] | {"layers": 1}
+    result["patterns"] = [one, one]
+    (path / "result.json").write_text(json.dumps(result))
+    pictures, _ = _pictures(sort(tmp_path)[0])
+    assert len({title for title, _ in pictures}) == 2

@@ -73,3 +73,12 @@ def test_what_seeds_share_leaves_the_paired_difference():
     assert found.half == pytest.approx(T_975[2] * 0.01 / math.sqrt(3), rel=1e-3)
     assert found.excludes_zero
     assert estimate(list(sparse.values())).half > 1
+
+
+def test_differences_that_do_not_vary_have_no_star():
+    # As two runs that were made the same way: their equality is no evidence.
+    found = paired({0: 2.1, 1: 3.1, 2: 4.1}, {0: 2.0, 1: 3.0, 2: 4.0})
+    assert found.mean == pytest.approx(0.1)
+    assert not found.excludes_zero
+    assert not paired({0: 1.5, 1: 1.5}, {0: 1.0, 1: 1.0}).excludes_zero
+    assert paired({0: 1.5, 1: 1.501}, {0: 1.0, 1: 1.0}).excludes_zero

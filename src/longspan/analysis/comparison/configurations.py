@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from longspan.analysis.comparison.runs import Run
+from longspan.training.plain import IGNORED
 
-# Where a run writes and what it goes on from are no part of what it is; neither is how it shows its progress.
-_LEFT_OUT = ("output_dir", "ckpt_path", "logger", "callbacks.progress", "callbacks.best", "callbacks.last")
+# What makes no other job of a sweep makes no other series either; nor does what a run goes on from.
+_LEFT_OUT = (*IGNORED, "ckpt_path")
 # Keys that say which pattern a run has.
 PATTERN_GROUPS = ("sparsity", "schedule")
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from longspan.analysis.comparison import panels
 from longspan.analysis.comparison.label_places import spread
 from longspan.analysis.comparison.panels import Figure, Look
 from longspan.analysis.comparison.quantities import in_fitting_unit
+from longspan.analysis.comparison.runs import Run
 from longspan.analysis.comparison.series import Series, Setting
 from longspan.analysis.comparison.statistics import LEVEL, estimate
 
@@ -25,21 +27,32 @@ _TITLES = {"tokens": "training tokens", "seconds": "time of training"}
 
 def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]:
     """Draw the curves of a setting; returns them, and sentences on what could not be drawn."""
-    side = "val" if all(len(r.curves.get("val") or []) >= 2 for r in setting.runs) else "train"
+    sound = [run for run in setting.runs if not _diverged(run, "val")] or setting.runs
+    side = "val" if all(len(run.curves.get("val") or []) >= 2 for run in sound) else "train"
     if not any(run.curves.get(side) for run in setting.runs):
         return None, ["No loss curves: the runs have no metrics.csv (logger=csv writes it)."]
     drawn, missing = [], []
+    name = "validation loss" if side == "val" else "training loss"
+    diverged = [run.name for run in setting.runs if _diverged(run, side)]
+    if diverged:
+        missing.append(f"No finite {name}, so left out of the mean curves: {', '.join(diverged)}.")
+    apart = [one.label for one in setting.series if _are_apart(_points(one, side))]
+    if apart:
+        missing.append(
+            f"Runs of {', '.join(apart)} were not logged at the same steps: their curves are interpolated "
+            "along each axis, up to the end of the shortest."
+        )
     for axis in ("tokens", "seconds", "flops"):
         means = {one.label: mean_curve(one, side, axis) for one in setting.series}
-        without = [label for label, curve in means.items() if not curve]
+        # Those that diverged altogether are told already.
+        without = [one.label for one in setting.series if not means[one.label] and _points(one, side)]
         means = {label: curve for label, curve in means.items() if curve}
         if without:
             who = "any run" if not means else ", ".join(without)
             missing.append(f"Loss against {axis}: not recorded by {who}.")
         if means:
             drawn.append(_panel(means, axis, side, look, labelled=not drawn))
-    name = "validation loss" if side == "val" else "training loss"
-    seeds = max(len(one.runs) for one in setting.series)
+    seeds = max(len(_points(one, side)) for one in setting.series)
     band = f" Bands: {LEVEL:.0%} confidence interval of the mean." if seeds > 2 else ""
     cut = any(len(run.curves.get(side) or []) >= _LEAST_TO_CUT for run in setting.runs)
     steep = " The steep beginning is cut off above." if cut else ""
@@ -52,30 +65,71 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
 def mean_curve(one: Series, side: str, axis: str) -> list[dict[str, float]]:
     """Mean loss and mean place on an axis at each step that all runs of a series logged.
 
-    Each point has `x`, `y`, `n` and, of more than two runs, `low` and `high`; the list is empty where a run
-    did not record the axis.
+    Runs that diverged are left out, as they are of the means. Where the runs share no two steps, as those of
+    a budget of seconds may, the mean is that of their curves interpolated along the axis.
+
+    Each point has `x`, `y`, `n`, `step` and, of more than two runs, `low` and `high`; the list is empty where
+    a run did not record the axis.
     """
-    by_run = [
-        {point["step"]: (point.get(axis), point["loss"]) for point in run.curves.get(side) or []}
-        for run in one.runs.values()
-    ]
-    shared = sorted(set.intersection(*(set(points) for points in by_run)))
+    by_run = _points(one, side)
+    if not by_run:
+        return []
+    if _are_apart(by_run):
+        return _interpolated(by_run, axis)
     curve = []
-    for step in shared:
-        places = [points[step][0] for points in by_run]
-        found = estimate([points[step][1] for points in by_run])
-        if found is None or any(place is None for place in places):
-            continue
-        point: dict[str, float] = {
-            "x": sum(place for place in places if place is not None) / len(places),
-            "y": found.mean,
-            "n": found.n,
-            "step": step,
-        }
-        if found.n > 2 and found.low is not None and found.high is not None:
-            point |= {"low": found.low, "high": found.high}
-        curve.append(point)
+    for step in sorted(set.intersection(*(set(points) for points in by_run))):
+        places = [points[step].get(axis) for points in by_run]
+        if not any(place is None for place in places):
+            curve.append(_mean_point(places, [points[step]["loss"] for points in by_run], step))
     return curve
+
+
+def _points(one: Series, side: str) -> list[dict[int, dict[str, Any]]]:
+    """The logged points by step, of each run whose loss is finite."""
+    runs = [run for run in one.runs.values() if not _diverged(run, side)]
+    return [{point["step"]: point for point in run.curves.get(side) or []} for run in runs]
+
+
+def _diverged(run: Run, side: str) -> bool:
+    """Whether the last loss of a run was no number, which its result has as None."""
+    return run.result["metrics"].get(f"{side}_loss", 0.0) is None
+
+
+def _are_apart(by_run: Sequence[dict[int, Any]]) -> bool:
+    """Whether runs have curves, and no two steps at which all of them were logged."""
+    if len(by_run) < 2 or any(len(points) < 2 for points in by_run):
+        return False
+    return len(set.intersection(*(set(points) for points in by_run))) < 2
+
+
+def _interpolated(by_run: Sequence[dict[int, dict[str, Any]]], axis: str) -> list[dict[str, float]]:
+    """Mean of curves on a grid of an axis, from where all of them have begun to where the first one ends."""
+    curves = []
+    for points in by_run:
+        known = [point for point in points.values() if point.get(axis) is not None]
+        if not known:
+            return []
+        curves.append([[point[key] for point in known] for key in (axis, "loss", "step")])
+    first, last = max(places[0] for places, _, _ in curves), min(places[-1] for places, _, _ in curves)
+    if first >= last:
+        return []
+    size = min(_POINTS, max(2, *(len(places) for places, _, _ in curves)))
+    grid = np.linspace(first, last, size)
+    losses = np.stack([np.interp(grid, places, values) for places, values, _ in curves])
+    steps = np.mean([np.interp(grid, places, values) for places, _, values in curves], axis=0)
+    return [
+        _mean_point([float(place)], losses[:, number].tolist(), round(float(steps[number])))
+        for number, place in enumerate(grid)
+    ]
+
+
+def _mean_point(places: Sequence[Any], losses: Sequence[float], step: int) -> dict[str, float]:
+    found = estimate(losses)
+    assert found is not None
+    point = {"x": sum(places) / len(places), "y": found.mean, "n": found.n, "step": step}
+    if found.n > 2 and found.low is not None and found.high is not None:
+        point |= {"low": found.low, "high": found.high}
+    return point
 
 
 def _panel(

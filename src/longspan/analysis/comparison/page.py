@@ -144,7 +144,7 @@ def _pictures(setting: Setting) -> tuple[list[tuple[str, str]], list[str]]:
     # matplotlib, which only pictures of patterns need.
     from longspan.analysis.picture import draw_pattern
 
-    found: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     missing: dict[str, None] = {}
     for one in setting.series:
         run = next(iter(one.runs.values()))
@@ -159,8 +159,11 @@ def _pictures(setting: Setting) -> tuple[list[tuple[str, str]], list[str]]:
                 continue
             buffer = BytesIO()
             draw_pattern(layout).savefig(buffer, format="png", dpi=110)
-            found[title] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return list(found.items()), list(missing)
+            # Two patterns of a mixture may have one name and as many layers.
+            if any(title == other for other, _ in found):
+                title += f", {sum(other.startswith(title) for other, _ in found) + 1}"
+            found.append((title, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()))
+    return found, list(missing)
 
 
 def _for_script(value: Any) -> str:

@@ -47,9 +47,7 @@ class Quantity:
         if found is None:
             return "–"
         text = self.write(found.mean, sign)
-        # Equal values leave a deviation of rounding.
-        spread = found.half is not None and found.half > 1e-9 * abs(found.mean)
-        return f"{text} ± {self.write(found.half or 0.0)}" if spread else text
+        return f"{text} ± {self.write(found.half or 0.0)}" if found.varies else text
 
 
 def _metric(key: str) -> Callable[[Run], float | None]:

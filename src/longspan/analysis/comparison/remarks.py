@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from longspan.analysis.comparison.configurations import PATTERN_GROUPS, differing, facts, group_of
-from longspan.analysis.comparison.quantities import FLOPS
+from longspan.analysis.comparison.quantities import FLOPS, qualities
 from longspan.analysis.comparison.runs import Run
-from longspan.analysis.comparison.series import Setting
+from longspan.analysis.comparison.series import DENSE, Setting
 
 # Groups of the configuration, by what a difference in them means for the comparison.
 _MEANING = {
@@ -47,6 +47,12 @@ def remarks(setting: Setting) -> list[Remark]:
         found.append(
             Remark(f"Run more than once, the latest counts; not compared: {', '.join(setting.repeated)}.")
         )
+    base = setting.baseline()
+    if base is not None and len(setting.series) > 1 and base.label != DENSE:
+        why = "one of several dense series" if base.label.startswith(f"{DENSE} ") else "no series is dense"
+        found.append(
+            Remark(f"Without --baseline, differences are taken to {base.label}: {why}.", warning=False)
+        )
     notes = dict.fromkeys(note for run in setting.runs for note in run.notes)
     found += [Remark(note, warning=False) for note in notes]
     return sorted(found, key=lambda remark: not remark.warning)
@@ -80,8 +86,15 @@ def _budget(setting: Setting) -> Iterable[Remark]:
     if _spread(tokens) <= _SAME_TOKENS:
         return
     asked = {_budget_of(run) for run in setting.runs}
-    if len(asked) == 1 and (budget := asked.pop()) is not None:
-        yield Remark(f"Equal budgets of {budget}, so the numbers of tokens differ.", warning=False)
+    budget = asked.pop() if len(asked) == 1 else None
+    spent = [_used(run) for run in setting.runs] if budget is not None else [None]
+    if None not in spent:
+        short = [run for run, used in zip(setting.runs, spent, strict=True) if not _is_spent(run, used)]
+        if short:
+            told = ", ".join(f"{run.name}: {_used(run):,.6g}" for run in short)
+            yield Remark(f"Not comparable: runs did not use their equal budgets of {budget} ({told}).")
+        else:
+            yield Remark(f"Equal budgets of {budget}, so the numbers of tokens differ.", warning=False)
     elif _spread([FLOPS.of(run) for run in setting.runs]) <= _SAME_FLOPS:
         yield Remark("Equal floating-point operations, so the numbers of tokens differ.", warning=False)
     elif _spread([(run.result.get("cost") or {}).get("seconds") for run in setting.runs]) <= _SAME_SECONDS:
@@ -103,6 +116,19 @@ def _budget_of(run: Run) -> str | None:
     return f"{budget['limit']:,.6g} {budget['unit']}" if budget else None
 
 
+def _used(run: Run) -> float | None:
+    """What a run used of its budget; None where that is not known."""
+    return (run.result.get("budget") or {}).get("used")
+
+
+def _is_spent(run: Run, used: float | None) -> bool:
+    """Whether a run used what it was given, but for a step: it takes whole ones."""
+    limit = run.result["budget"]["limit"]
+    used = used or 0.0
+    of_step = used / (run.result.get("steps") or 1)
+    return abs(used - limit) <= _SAME_SECONDS * limit + of_step
+
+
 def _machine(setting: Setting) -> Iterable[Remark]:
     differences = differing(map(facts, setting.runs))
     machine = [key for key in ("device", "attention backend", "precision") if key in differences]
@@ -120,7 +146,10 @@ def _losses(setting: Setting) -> Iterable[Remark]:
 
 
 def _seeds(setting: Setting) -> Iterable[Remark]:
-    counts = {one.label: len(one.runs) for one in setting.series}
+    # Of a run that diverged there is nothing to take a mean of.
+    quality = next(iter(qualities(setting)), None)
+    seeds = {one.label: tuple(one.runs if quality is None else one.values(quality)) for one in setting.series}
+    counts = {label: len(own) for label, own in seeds.items()}
     single = [label for label, count in counts.items() if count == 1]
     if single:
         who = "every pattern" if len(single) == len(counts) else ", ".join(single)
@@ -132,7 +161,7 @@ def _seeds(setting: Setting) -> Iterable[Remark]:
             f"Two seeds of {who}: an interval of one degree of freedom is so wide that it tells little.",
             warning=False,
         )
-    if len({tuple(one.runs) for one in setting.series}) > 1:
+    if len(set(seeds.values())) > 1:
         yield Remark(
             "Patterns have different seeds; their differences are taken over those they share.", warning=False
         )

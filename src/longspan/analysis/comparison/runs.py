@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from longspan.training.plain import plain
+
 # What a run writes. longspan.training names them too, but reading them needs no Lightning.
 RESULT, METRICS, EVALUATION, FAILURE = "result.json", "metrics.csv", "evaluation.json", "failure.json"
 HYDRA = Path(".hydra") / "overrides.yaml"
@@ -35,7 +37,7 @@ class Run:
         result: what `longspan.training.results.collect_result` wrote.
         curves: "train" and "val": points by step, each a dictionary of `step`, `loss` (nats a token),
             `tokens`, `seconds` (of training) and `flops`; what was not recorded is None.
-        evaluation: what evaluation.json holds; empty where there is none.
+        evaluation: what evaluation.json holds; empty where there is none that can be read.
         notes: what a reader must know of its figures.
 
     """
@@ -113,22 +115,44 @@ def read_run(folder: Path) -> Run | Unfinished:
     """Read the run of one folder."""
     name = str(folder)
     try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = _read_json(folder / RESULT)
     except FileNotFoundError:
         return Unfinished(name, _why(folder))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         return Unfinished(name, f"{RESULT} cannot be read: {error}")
-    if not isinstance(result, dict) or "metrics" not in result:
+    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
         return Unfinished(name, f"{RESULT} is not that of a run: it has no metrics")
     if result.get("status") != "finished":
-        return Unfinished(name, f"{result.get('status')} after {result.get('steps', 0):,} steps")
-    evaluation = folder / EVALUATION
+        steps = result.get("steps")
+        after = f"after {steps:,} steps" if isinstance(steps, int) else "after an unknown number of steps"
+        return Unfinished(name, f"{result.get('status')} {after}")
+    evaluation, notes = _read_evaluation(folder / EVALUATION)
     return Run(
         name=name,
         result=result,
         curves=read_curves(folder / METRICS, result),
-        evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
+        evaluation=evaluation,
+        notes=notes,
     )
+
+
+def _read_evaluation(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read evaluation.json; one that cannot be read costs its own figures alone, and a note names it."""
+    if not path.is_file():
+        return {}, ()
+    try:
+        found = _read_json(path)
+        if isinstance(found, dict):
+            return found, ()
+        why = f"it must hold an object, got {type(found).__name__}"
+    except (OSError, ValueError) as error:
+        why = str(error)
+    return {}, (f"No evaluation by position and distance of {path.parent}: {path} cannot be read: {why}.",)
+
+
+def _read_json(path: Path) -> Any:
+    """Read a file of JSON; numbers that are not finite, which older runs wrote, become None."""
+    return plain(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -185,7 +209,9 @@ def write_runs(runs: Iterable[Run], path: str | Path, points: int = 100) -> None
 
 def _read_file(path: Path) -> list[Run]:
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        records = [
+            plain(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
         runs = [Run(**{**record, "notes": tuple(record["notes"])}) for record in records]
     except (ValueError, TypeError, KeyError) as error:
         raise NoRuns(f"{path} is neither a folder, a {RESULT} nor a file of --collect: {error}") from error

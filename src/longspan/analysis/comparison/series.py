@@ -69,8 +69,15 @@ class Setting:
         return next((one for one in self.series if one.label == label), None)
 
     def baseline(self, label: str | None = None) -> Series | None:
-        """The series to measure others by: that of the label, or else `dense`, or else the first."""
-        return self.named(label or DENSE) or (None if label else next(iter(self.series), None))
+        """The series to measure others by: that of the label.
+
+        Without a label `dense`, or else the first of the dense ones, or else, where none is dense, the first;
+        `remarks` says which.
+        """
+        if label:
+            return self.named(label)
+        dense = (one for one in self.series if one.label.startswith(f"{DENSE} ") and " + " not in one.label)
+        return self.named(DENSE) or next(dense, None) or next(iter(self.series), None)
 
 
 def sort_runs(runs: Sequence[Run]) -> list[Setting]:
@@ -85,6 +92,12 @@ def sort_runs(runs: Sequence[Run]) -> list[Setting]:
         series, repeated = _series(members)
         title = f"{OBJECTIVES.get(objective, objective)}, {corpus}, {length:,} tokens"
         key = re.sub(r"[^\w.-]+", "_", f"{objective}_{corpus}_{length}")
+        # Other characters than those of file names are all written alike.
+        taken = {one.key for one in found}
+        number = 2
+        while key in taken:
+            key = f"{key.removesuffix(f'_{number - 1}') if number > 2 else key}_{number}"
+            number += 1
         found.append(Setting(key, title, series, repeated))
     return found
 

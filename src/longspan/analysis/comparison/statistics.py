@@ -36,9 +36,14 @@ class Estimate:
         return None if self.half is None else self.mean + self.half
 
     @property
+    def varies(self) -> bool:
+        """Whether there is an interval and it has a width; equal values leave a deviation of rounding."""
+        return self.half is not None and self.half > 1e-9 * abs(self.mean)
+
+    @property
     def excludes_zero(self) -> bool:
-        """Whether there is an interval and zero lies outside it."""
-        return self.half is not None and abs(self.mean) > self.half
+        """Whether there is an interval and zero lies outside it; of values that do not vary there is none."""
+        return self.varies and abs(self.mean) > (self.half or 0.0)
 
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate | None:

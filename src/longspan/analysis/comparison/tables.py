@@ -31,14 +31,24 @@ class TextTable:
 
 
 def results_table(setting: Setting) -> TextTable:
-    """A row a series: mean and interval of each quantity, and the number of seeds."""
+    """A row a series: mean and interval of each quantity, and the number of seeds of the mean of the quality.
+
+    A mean over another number of seeds, as of the speed where a run diverged, says so itself.
+    """
     shown = quantities(setting)
+    judged = next((quality.key for quality in qualities(setting)), None)
     found = [[estimate(list(one.values(quantity).values())) for quantity in shown] for one in setting.series]
     best = {column: _best(quantity, [row[column] for row in found]) for column, quantity in enumerate(shown)}
     rows, marked = [], []
     for number, (one, estimates) in enumerate(zip(setting.series, found, strict=True)):
-        texts = [quantity.write_estimate(value) for quantity, value in zip(shown, estimates, strict=True)]
-        rows.append((one.label, *texts, str(len(one.runs))))
+        by_key = {quantity.key: value for quantity, value in zip(shown, estimates, strict=True)}
+        of_quality = by_key.get(judged or "")
+        seeds = of_quality.n if of_quality else 0 if judged else len(one.runs)
+        texts = [
+            quantity.write_estimate(value) + ("" if value is None or value.n == seeds else f" (n={value.n})")
+            for quantity, value in zip(shown, estimates, strict=True)
+        ]
+        rows.append((one.label, *texts, str(seeds)))
         marked.append(frozenset(column + 1 for column in best if best[column] == number))
     headings = ("pattern", *(quantity.title for quantity in shown), "n")
     return TextTable(headings, tuple(rows), len(shown) + 1, tuple(marked))

@@ -16,6 +16,7 @@ from torch import Tensor
 from longspan.data.objective import IGNORE
 from longspan.data.repeats import last_occurrence
 from longspan.training.chunked_loss import TokenScores
+from longspan.training.plain import plain
 
 # Name of the file in the run's directory.
 FILE = "evaluation.json"
@@ -28,7 +29,7 @@ class Evaluation(pl.Callback):
     `by_distance` (0, 1, 2 to 3, 4 to 7, … tokens) and, for a task that has cells, `by_cell`. A bucket has
     `from` and `to` (half open; in a cell its own keys instead), `loss` in nats a token, `accuracy` and
     `scored`, the number of scored tokens, from which the first two are sums divided once, over all batches
-    and processes. Buckets without a scored token are left out.
+    and processes. Buckets without a scored token are left out; a loss that is not finite is null.
 
     Distance is how many tokens back a position has to look. Of a task it is that to the token that holds the
     answer. Of language modelling it is that to the last place where the text had the same `ngram` tokens, the
@@ -102,7 +103,9 @@ class Evaluation(pl.Callback):
             found["by_cell"] = [{**cell, **_figures(*own)} for cell, own in each if own[2]]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        # The loss of a run that diverged is no number that JSON has.
+        text = json.dumps(plain(found), indent=1, allow_nan=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
         os.replace(unfinished, self.path)
         self.written = True
 
