@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from longspan.training.seeds_table import group_seeds, seeds_table
-from longspan.training.sweep import SweepTable, collect, record_failure
+from longspan.training.sweep import SweepTable, collect, note_jobs, record_failure
 
 
 def result(name, loss):
@@ -79,6 +79,13 @@ def test_what_an_earlier_command_left_unfinished_is_left_out(sweep):
     found = collect(sweep)
     assert [run["name"] for run in found.results] == ["fixed", "dense"]
     assert list(found.failures) == ["3_bigbird (sparsity=bigbird seed=1)"]
+
+
+def test_jobs_that_another_command_asked_for_meanwhile_are_its_own(sweep):
+    note_jobs(sweep, ["2_fixed", "3_bigbird"])
+    (sweep / "jobs.json").write_text(json.dumps(["6_random"]))
+    job(sweep, "6_random", ["sparsity=random"])
+    assert list(collect(sweep).failures) == ["3_bigbird (sparsity=bigbird seed=1)"]
 
 
 def test_an_interrupted_run_is_no_result(sweep):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,7 +21,7 @@ from longspan.training import devices
 from longspan.training.config import ConfigError
 from longspan.training.errors import EXTRAS
 from longspan.training.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
-from longspan.training.sweep import FAILURE_FILE, JOBS_FILE, record_failure
+from longspan.training.sweep import FAILURE_FILE, note_jobs, record_failure
 
 # Launchers that start several jobs on this machine and give each of them all devices.
 _BESIDE = ("JoblibLauncher", "LocalLauncher")
@@ -105,8 +104,7 @@ class ContinuingLauncher(Launcher):
     def _record(self, sweep_dir: Path, names: list[str]) -> None:
         """Write down which jobs the sweep has now: its folder may hold others, from before."""
         self._names += names
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        (sweep_dir / JOBS_FILE).write_text(json.dumps(self._names) + "\n")
+        note_jobs(sweep_dir, self._names)
 
     def _offer_devices(self, sweep_dir: Path) -> None:
         launcher = type(self._launcher).__name__

@@ -21,6 +21,8 @@ FAILURE_FILE = "failure.json"
 TABLE_FILE = "comparison.txt"
 # The folders of the jobs that the last command asked for.
 JOBS_FILE = "jobs.json"
+# Those that this process asked for, by the sweep's folder: another command may run there at the same time.
+_asked: dict[Path, list[str]] = {}
 
 
 @dataclass
@@ -29,6 +31,13 @@ class Sweep:
 
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def note_jobs(folder: Path, names: list[str]) -> None:
+    """Write down which jobs a sweep has now: its folder may hold others, from before."""
+    _asked[folder.resolve()] = names
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JOBS_FILE).write_text(json.dumps(names) + "\n")
 
 
 def record_failure(folder: str | Path, error: BaseException) -> None:
@@ -52,7 +61,9 @@ def collect(folder: Path) -> Sweep:
 
     sweep = Sweep()
     jobs = folder / JOBS_FILE
-    asked = set(json.loads(jobs.read_text())) if jobs.is_file() else None
+    asked = _asked.get(folder.resolve())
+    if asked is None and jobs.is_file():
+        asked = json.loads(jobs.read_text())
     for job in sorted(folder.iterdir(), key=lambda path: _number(path.name)):
         overrides = job / ".hydra" / "overrides.yaml"
         if not overrides.is_file():
