@@ -9,6 +9,8 @@ from typing import Any
 from plan import Scale
 
 START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
+# Panels beside each other in the figure.
+_COLUMNS = 5
 # Student's t, two-sided 95%, by degrees of freedom.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -66,7 +68,7 @@ def tables(records: list[dict[str, Any]], scale: Scale) -> str:
 
 
 def draw(records: list[dict[str, Any]], scale: Scale, path: Path) -> None:
-    """Draw accuracy by distance of each pattern, and what reachability predicts; a panel a pattern."""
+    """Draw accuracy by distance of each pattern, and what reachability predicts, a panel each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -79,15 +81,21 @@ def draw(records: list[dict[str, Any]], scale: Scale, path: Path) -> None:
     names = [name for name in scale.patterns if any(r["cell"]["pattern"] == name for r in records)]
     if not tasks:
         return
-    size = (2.0 * len(names) + 0.6, 2.1 * len(tasks) + 0.7)
+    columns = min(len(names), _COLUMNS)
+    rows = math.ceil(len(names) / columns)
+    size = (2.0 * columns + 0.6, 2.0 * rows * len(tasks) + 0.7)
     figure, axes = plt.subplots(
-        len(tasks), len(names), figsize=size, sharex="row", sharey=True, squeeze=False, layout="constrained"
+        rows * len(tasks), columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for row, task in enumerate(tasks):
+    for empty in axes.flat:
+        empty.set_axis_off()
+    for first, task in zip(range(0, rows * len(tasks), rows), tasks, strict=True):
         chance = scale.lessons[task].chance
-        for column, name in enumerate(names):
-            axis, own = axes[row][column], _of(records, task, name)
-            axis.set_title(f"{task}\n{name}" if column == 0 else name, fontsize=8)
+        for number, name in enumerate(names):
+            row, column = divmod(number, columns)
+            axis, own = axes[first + row][column], _of(records, task, name)
+            axis.set_axis_on()
+            axis.set_title(f"{task}: {name}", fontsize=8)
             axis.set_xscale("symlog", base=2, linthresh=1)
             axis.set_ylim(-0.03, 1.05)
             axis.tick_params(labelsize=7)
@@ -106,7 +114,8 @@ def draw(records: list[dict[str, Any]], scale: Scale, path: Path) -> None:
             high = [min(1.0, mean + half) for mean, half in zip(means, halves, strict=True)]
             axis.fill_between(middles, low, high, color="#1f4e79", alpha=0.2, linewidth=0)
             axis.plot(middles, means, "o-", color="#1f4e79", markersize=3, linewidth=1.2, label="measured")
-        axes[row][0].set_ylabel("accuracy", fontsize=8)
+            if column == 0:
+                axis.set_ylabel("accuracy", fontsize=8)
     axes[0][0].legend(fontsize=7, loc="lower left")
     figure.supxlabel("tokens back to the answer", fontsize=8)
     figure.savefig(path, dpi=150)
