@@ -9,7 +9,7 @@ from typing import Any
 from plan import Scale
 
 START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
-# Panels beside each other in the figure.
+# Panels beside each other in the figure at most.
 _COLUMNS = 5
 # Student's t, two-sided 95%, by degrees of freedom.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -81,8 +81,8 @@ def draw(records: list[dict[str, Any]], scale: Scale, path: Path) -> None:
     names = [name for name in scale.patterns if any(r["cell"]["pattern"] == name for r in records)]
     if not tasks:
         return
-    columns = min(len(names), _COLUMNS)
-    rows = math.ceil(len(names) / columns)
+    rows = math.ceil(len(names) / _COLUMNS)
+    columns = math.ceil(len(names) / rows)
     size = (2.0 * columns + 0.6, 2.0 * rows * len(tasks) + 0.7)
     figure, axes = plt.subplots(
         rows * len(tasks), columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
