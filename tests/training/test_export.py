@@ -65,43 +65,48 @@ def ids():
 
 PROCESS = """
 import sys, torch
-from transformers import {head}
+import transformers
 
-def logits(**arguments):
-    model, info = {head}.from_pretrained({folder!r}, output_loading_info=True, **arguments)
+def logits(head, folder, **arguments):
+    load = getattr(transformers, head).from_pretrained
+    model, info = load(folder, output_loading_info=True, **arguments)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     with torch.no_grad():
         return model.eval()(torch.load({ids!r})).logits
 
-plain = logits()
+plain = [logits(*one) for one in {models!r}]
 assert not [name for name in sys.modules if name.startswith("longspan")]
 import longspan
-torch.save((plain, logits(attn_implementation="longspan")), {out!r})
+sparse = [logits(*one, attn_implementation="longspan") for one in {models!r}]
+torch.save(list(zip(plain, sparse)), {out!r})
 """
 
 
-@pytest.mark.parametrize("architecture", CASES)
-def test_plain_transformers_loads_it_dense_and_longspan_sparse(architecture, ids, tmp_path):
-    objective, name = CASES[architecture]
-    run = trained(tmp_path / "run", f"model={architecture}", f"objective={objective}")
-    folder = longspan.export(run.folder, tmp_path / "exported")
-    assert folder == tmp_path / "exported"
-    head = "AutoModelForMaskedLM" if objective == "mlm" else "AutoModelForCausalLM"
+def test_plain_transformers_loads_it_dense_and_longspan_sparse(ids, tmp_path):
+    runs, models = {}, []
+    for architecture, (objective, _) in CASES.items():
+        run = trained(tmp_path / architecture, f"model={architecture}", f"objective={objective}")
+        folder = longspan.export(run.folder, tmp_path / f"exported_{architecture}")
+        assert folder == tmp_path / f"exported_{architecture}"
+        head = "AutoModelForMaskedLM" if objective == "mlm" else "AutoModelForCausalLM"
+        runs[architecture] = run, folder
+        models.append((head, str(folder)))
     torch.save(ids, tmp_path / "ids.pt")
-    paths = {"folder": str(folder), "ids": str(tmp_path / "ids.pt"), "out": str(tmp_path / "out.pt")}
-    # In a process of its own, which imports this package after the dense model has run.
-    code = PROCESS.format(head=head, **paths)
+    # In a process of its own, which imports this package after the dense models have run.
+    code = PROCESS.format(models=models, ids=str(tmp_path / "ids.pt"), out=str(tmp_path / "out.pt"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    plain, sparse = torch.load(paths["out"])
-    with torch.no_grad():
-        assert_close(sparse, run.model(ids).logits)
-        assert not torch.equal(sparse, plain)
-        run.model.set_attn_implementation("sdpa")
-        assert_close(plain, run.model(ids).logits)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["architectures"] == [name]
-    assert config["longspan_sparsity"]["name"] == "bigbird"
+    for (architecture, (run, folder)), (plain, sparse) in zip(
+        runs.items(), torch.load(tmp_path / "out.pt"), strict=True
+    ):
+        with torch.no_grad():
+            assert_close(sparse, run.model(ids).logits)
+            assert not torch.equal(sparse, plain), architecture
+            run.model.set_attn_implementation("sdpa")
+            assert_close(plain, run.model(ids).logits)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == [CASES[architecture][1]]
+        assert config["longspan_sparsity"]["name"] == "bigbird"
 
 
 def test_the_base_model_is_loaded_by_automodel(run, ids, tmp_path):
