@@ -49,8 +49,7 @@ class Scale:
     timed_steps: int
 
 
-# Many steps of few tokens: of as many tokens, a masked model had 1.18 nats a token after 300 steps of eight
-# sequences and 0.79 after 1,200 of two.
+# Many steps of few tokens: a masked model of bytes needs steps before it uses its context at all (LOG.md).
 GPU = Scale(
     trainer="gpu", patterns=PATTERNS, objectives=("clm", "mlm"), seeds=(0, 1, 2), seq_len=8192, batch_size=2,
     block=64, hidden=256, layers=4, heads=4, steps=1200, validate_every=100, validation_sequences=32, lr=1e-3,
