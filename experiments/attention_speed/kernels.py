@@ -26,7 +26,7 @@ import torch
 from measure import both, inputs, ours
 from torch.profiler import ProfilerActivity, profile
 
-from longspan_kernels import tuning_cache
+from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
 
 CALLS = 10
 # Matrix products of a kept pair, by kernel: 2 operations a dimension each.

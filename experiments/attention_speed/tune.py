@@ -1,4 +1,4 @@
-"""The sweep of tile sizes behind the table of `longspan_kernels.tuning`, on a GPU.
+"""The sweep of tile sizes behind the table of `longspan_kernels.triton_backend.kernel_configs`, on a GPU.
 
     python experiments/attention_speed/tune.py --head-dim 64 --blocks 16 64 --minutes 5 --out FILE
     python experiments/attention_speed/tune.py --plan               # what would be timed; needs no GPU
@@ -37,8 +37,9 @@ from measure import DeviceLostError, failure
 from suite import HELD_OUT, TUNING_LENGTH, Cell
 from tune_table import KERNELS, append, literal, load, name_of, name_of_record, table
 
-from longspan_kernels import tuning, tuning_cache
-from longspan_kernels.tuning import Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Size, Sizes
+from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
 
 HERE = Path(__file__).parent
 PATTERNS = ("bigbird", "local_sliding_window", "dense")
@@ -117,7 +118,7 @@ def present_sizes(dim: int, block: int) -> Sizes:
 
 def base_sizes(dim: int, block: int) -> Sizes:
     """Give the sizes that others are held to: the present ones, or ones that run on any GPU."""
-    from longspan_kernels.autotune import SAFE
+    from longspan_kernels.triton_backend.tuning.autotune import SAFE
 
     architecture = tuning.architecture_of(torch.device("cuda", 0))
     if architecture is None or architecture in tuning.TABLE:
@@ -151,9 +152,9 @@ def identity(device: torch.device) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def problems(dim: int, block: int) -> dict[str, Any]:
     """Make the calls of a head dimension and block, by pattern."""
-    from longspan_kernels import triton_backend
     from longspan_kernels.arguments import Arguments
-    from longspan_kernels.autotune import Problem
+    from longspan_kernels.triton_backend import backend as triton_backend
+    from longspan_kernels.triton_backend.tuning.autotune import Problem
 
     device = torch.device("cuda", 0)
     generator = torch.Generator(device).manual_seed(0)
@@ -247,7 +248,7 @@ def try_size(
         DeviceLostError: the device answers no more.
 
     """
-    from longspan_kernels.autotune import TOLERANCE, largest_error
+    from longspan_kernels.triton_backend.tuning.autotune import TOLERANCE, largest_error
 
     record: dict[str, Any] = {"size": dataclasses.asdict(size)}
     try:
@@ -273,7 +274,7 @@ def time_group(
         kernel: the kernel.
         sizes: the sizes.
         base: what results and times are held to, and what the other kernels run with.
-        calls: a `longspan_kernels.autotune.Problem` for each pattern.
+        calls: a `longspan_kernels.triton_backend.tuning.autotune.Problem` for each pattern.
         timer: gives the milliseconds of a call.
 
     Returns:
@@ -313,7 +314,7 @@ def sweep(options: argparse.Namespace, deadline: float) -> None:
     """Time what is asked for and not there yet."""
     if not torch.cuda.is_available():
         raise SystemExit("no GPU that torch can use; --plan and --table need none")
-    from longspan_kernels.autotune import cuda_milliseconds
+    from longspan_kernels.triton_backend.tuning.autotune import cuda_milliseconds
 
     who = identity(torch.device("cuda", 0))
     there = [one for one in load(options.out) if all(one[name] == value for name, value in who.items())]

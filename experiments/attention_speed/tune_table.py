@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longspan_kernels import tuning
-from longspan_kernels.tuning import Kind, Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind, Size, Sizes
 
 KERNELS = ("forward", "queries", "keys")
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan_kernels import reference
 from longspan_kernels.arguments import Arguments
+from longspan_kernels.torch_backend import attention as reference
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Backend:
     """An implementation of block-sparse attention.
 
     Attributes:
-        forward: ``(q, k, v, arguments) -> (out, lse)``, as `longspan_kernels.reference.forward`.
-        backward: as `longspan_kernels.reference.backward`.
+        forward: ``(q, k, v, arguments) -> (out, lse)``, as `torch_backend.attention.forward`.
+        backward: as `longspan_kernels.torch_backend.attention.backward`.
 
     """
 
@@ -28,13 +28,15 @@ class Backend:
 
 
 def _triton_forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
-    from longspan_kernels import triton_backend  # imports Triton, at the first call that needs it
+    from longspan_kernels.triton_backend import (
+        backend as triton_backend,  # imports Triton, at the first call that needs it
+    )
 
     return triton_backend.forward(q, k, v, arguments)
 
 
 def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    from longspan_kernels import triton_backend
+    from longspan_kernels.triton_backend import backend as triton_backend
 
     return triton_backend.backward(*arguments)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from longspan_kernels import registry
 from longspan_kernels.backends import resolve_backend
 from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout import handles as registry
+from longspan_kernels.layout.handles import LayoutHandle
 from longspan_kernels.ops import attend
-from longspan_kernels.registry import LayoutHandle
 from longspan_kernels.relative import Alibi, RelativeBias, T5Buckets
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -1,6 +1,6 @@
 """The custom ops ``longspan::block_sparse_attention`` and its backward: what autograd and torch.compile see.
 
-Only tensors and numbers cross: a layout goes as its handle (`longspan_kernels.registry`).
+Only tensors and numbers cross: a layout goes as its handle (`longspan_kernels.layout.handles`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longspan_kernels import registry
 from longspan_kernels.arguments import Arguments, accumulator_dtype
 from longspan_kernels.backends import BACKENDS
+from longspan_kernels.layout import handles as registry
 from longspan_kernels.strides import empty_as
 
 Function = Callable[..., Any]

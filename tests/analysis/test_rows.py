@@ -12,7 +12,7 @@ from longspan.analysis.pair_counts import kept_by_distance
 from longspan.analysis.rows import row_statistics
 from longspan.sparsity import FixedSparsityConfig, LocalSlidingWindowSparsityConfig
 from longspan_kernels.layout import BlockLayout
-from longspan_kernels.pairs import kept_pairs
+from longspan_kernels.layout.pair_counts import kept_pairs
 
 
 @settings(max_examples=120)

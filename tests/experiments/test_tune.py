@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from longspan_kernels import tuning
-from longspan_kernels.tuning import Kind, Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind, Size, Sizes
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "attention_speed"
 BASE, FAST, BROKEN, WRONG = (Size(64, 64, stages, 4) for stages in (3, 2, 1, 4))
@@ -160,7 +160,7 @@ def test_full_memory_is_no_result_of_a_size(tune):
 def test_compiled_kernels_are_seen(tune, monkeypatch):
     from triton.runtime.jit import JITFunction
 
-    from longspan_kernels import forward
+    from longspan_kernels.triton_backend.kernels import forward
 
     compiled = types.SimpleNamespace(n_regs=168, n_spills=0, metadata=types.SimpleNamespace(shared=49152))
     monkeypatch.setattr(JITFunction, "run", lambda self, *values, **options: compiled)
@@ -172,7 +172,7 @@ def test_compiled_kernels_are_seen(tune, monkeypatch):
 
 
 def test_functions_are_those_of_the_kernels(tune):
-    from longspan_kernels import backward, forward
+    from longspan_kernels.triton_backend.kernels import backward, forward
 
     assert hasattr(forward, tune.FUNCTIONS["forward"])
     assert hasattr(backward, tune.FUNCTIONS["queries"])
@@ -182,7 +182,7 @@ def test_functions_are_those_of_the_kernels(tune):
 @pytest.fixture
 def machine(tune, monkeypatch, tmp_path):
     """machine(minutes) sweeps two groups of forward sizes and gives how many calls that took."""
-    from longspan_kernels import autotune
+    from longspan_kernels.triton_backend.tuning import autotune
 
     log, sizes = [], [FAST, BROKEN, *(Size(32, 32, stages, 8) for stages in (1, 2, 3))]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -17,7 +17,8 @@ from gpu_calls import (
 )
 
 from longspan import sparsity
-from longspan_kernels import block_sparse_attention, registry
+from longspan_kernels import block_sparse_attention
+from longspan_kernels.layout import handles as registry
 from longspan_kernels.ops import attention_backward_op, attention_op
 
 pytestmark = [

@@ -7,8 +7,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from longspan_kernels import BlockLayout, autotune, block_sparse_attention, tuning
-from longspan_kernels.tuning import Kind
+from longspan_kernels import BlockLayout, block_sparse_attention
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind
+from longspan_kernels.triton_backend.tuning import autotune
 
 pytestmark = [
     pytest.mark.gpu,

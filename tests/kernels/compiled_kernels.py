@@ -20,8 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from longspan.sparsity import BigBirdSparsityConfig
-from longspan_kernels import launch, triton_backend, tuning
 from longspan_kernels.arguments import Arguments
+from longspan_kernels.triton_backend import backend as triton_backend
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend import launch
 
 CASES = [(dim, block) for dim in (64, 128) for block in (16, 64)]
 

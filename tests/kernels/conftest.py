@@ -158,7 +158,7 @@ def kit():
 def tuner(monkeypatch, tmp_path):
     """The CPU passes for a GPU without a table; the module `made_up_gpu` has what is tuned there, and how."""
     pytest.importorskip("triton")
-    from longspan_kernels import tuning
+    from longspan_kernels.triton_backend import kernel_configs as tuning
 
     path = Path(__file__).with_name("made_up_gpu.py")
     specification = importlib.util.spec_from_file_location("made_up_gpu", path)

@@ -18,8 +18,10 @@ from interpreted_triton import (
     tensors,
 )
 
-from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, plan, registry
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
+from longspan_kernels.layout import handles as registry
 from longspan_kernels.ops import attention_backward_op, attention_op
+from longspan_kernels.triton_backend import schedule as plan
 
 __all__ = ["poison"]  # a fixture that pytest finds by its name
 

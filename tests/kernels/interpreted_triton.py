@@ -11,7 +11,8 @@ import torch
 import triton  # noqa: F401  (a missing one fails here, by its name)
 
 from longspan import sparsity
-from longspan_kernels import BlockLayout, block_sparse_attention, plan
+from longspan_kernels import BlockLayout, block_sparse_attention
+from longspan_kernels.triton_backend import schedule as plan
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 

@@ -6,9 +6,13 @@ import time
 import pytest
 import torch
 
-from longspan_kernels import BlockLayout, autotune, call, reference, tuning
+from longspan_kernels import BlockLayout
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.tuning import Kind
+from longspan_kernels.torch_backend import attention as reference
+from longspan_kernels.triton_backend import call
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind
+from longspan_kernels.triton_backend.tuning import autotune
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 CPU = torch.device("cpu")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from made_up_driver import made_up_gpu
 
-from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention, launch, prepared, tuning
-from longspan_kernels import call as kinds
+from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
+from longspan_kernels.triton_backend import call as kinds
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend import launch, prepared
 
 HEADS, LENGTH = 2, 128
 

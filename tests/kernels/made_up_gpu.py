@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from longspan_kernels import autotune, tuning
-from longspan_kernels.tuning import Kind, Size
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind, Size
+from longspan_kernels.triton_backend.tuning import autotune
 
 CPU = torch.device("cpu")
 AMPERE = (8, 0)

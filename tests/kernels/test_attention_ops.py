@@ -10,9 +10,11 @@ import torch._dynamo
 import torch._dynamo.testing
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longspan_kernels import BlockLayout, block_sparse_attention, reference, registry
+from longspan_kernels import BlockLayout, block_sparse_attention
 from longspan_kernels.arguments import Arguments
+from longspan_kernels.layout import handles as registry
 from longspan_kernels.ops import attention_backward_op, attention_op
+from longspan_kernels.torch_backend import attention as reference
 
 
 def _everything(kit, q_len=10, k_len=13):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from longspan import sparsity
-from longspan_kernels import BlockLayout, block_sparse_attention, reference, row_groups
+from longspan_kernels import BlockLayout, block_sparse_attention
+from longspan_kernels.torch_backend import attention as reference
+from longspan_kernels.torch_backend import row_groups
 
 HEADS, BLOCK = 2, 8
 PATTERNS = {

@@ -11,8 +11,10 @@ pytest.importorskip("triton")
 
 from torch._subclasses import FakeTensorMode
 
-from longspan_kernels import autotune, tuning, tuning_cache
-from longspan_kernels.tuning import Kind, Size
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind, Size
+from longspan_kernels.triton_backend.tuning import autotune
+from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
 
 
 def test_tunes_once_and_remembers(tuner, caplog):

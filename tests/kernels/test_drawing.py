@@ -6,8 +6,8 @@ import matplotlib
 import pytest
 import torch
 
-from longspan_kernels.drawing import kept_share
 from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.drawing import kept_share
 
 STAIRS = BlockLayout.from_dense(torch.stack([torch.ones(5, 5).tril(), torch.eye(5)]), 4)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan_kernels import BlockLayout
-from longspan_kernels.pairs import kept_pairs
+from longspan_kernels.layout.pair_counts import kept_pairs
 
 BOUND = st.none() | st.integers(0, 12)
 

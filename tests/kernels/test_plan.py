@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longspan import sparsity
 from longspan_kernels import BlockLayout
-from longspan_kernels.plan import make_schedule, schedule_for
+from longspan_kernels.triton_backend.schedule import make_schedule, schedule_for
 
 # `bits` has room for this many pairs of sub-blocks.
 BITS = 32

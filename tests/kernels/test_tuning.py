@@ -12,8 +12,9 @@ import torch
 pytest.importorskip("triton")
 
 
-from longspan_kernels import autotune, tuning
-from longspan_kernels.tuning import Kind, Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind, Size, Sizes
+from longspan_kernels.triton_backend.tuning import autotune
 
 pytestmark = pytest.mark.usefixtures("tuner")
 

@@ -10,8 +10,10 @@ import torch
 pytest.importorskip("triton")
 
 
-from longspan_kernels import autotune, tuning, tuning_cache
-from longspan_kernels.tuning import Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Size, Sizes
+from longspan_kernels.triton_backend.tuning import autotune
+from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
 
 
 def test_the_first_process_to_finish_decides(tuner):
@@ -136,14 +138,21 @@ def test_another_version_or_gpu_is_tuned_anew(tuner, monkeypatch, owner, name, v
 
 def test_source_hash_is_of_every_source(monkeypatch, tmp_path):
     (tmp_path / "a.py").write_text("one")
-    monkeypatch.setattr(tuning_cache.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(tuning_cache, "SOURCES", tmp_path)
     hashes = set()
-    for name, text in (("a.py", "one"), ("a.py", "two"), ("b.py", "one"), ("notes.md", "no source")):
+    for name, text in (
+        ("a.py", "one"),
+        ("a.py", "two"),
+        ("b.py", "one"),
+        ("below/c.py", "one"),
+        ("notes.md", "no source"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
         tuning_cache.source_hash.cache_clear()
         hashes.add(tuning_cache.source_hash())
     tuning_cache.source_hash.cache_clear()
-    assert len(hashes) == 3
+    assert len(hashes) == 4
 
 
 def test_cache_directory(tuner, monkeypatch, tmp_path):

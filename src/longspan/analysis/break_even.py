@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 TABLE = Path(__file__).with_name("break_even.json")
-# Part of a device's name -> its architecture, as longspan_kernels.tuning names it.
+# Part of a device's name -> its architecture, as longspan_kernels.triton_backend.kernel_configs names it.
 ARCHITECTURES = {"H100": (9, 0), "H200": (9, 0), "GH200": (9, 0), "A100": (8, 0), "B200": (10, 0)}
 
 

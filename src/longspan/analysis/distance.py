@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from longspan_kernels import BlockLayout, csr
+from longspan_kernels import BlockLayout
+from longspan_kernels.layout import csr
 
 
 def attention_distance(layouts: Sequence[BlockLayout | None], seq_len: int, causal: bool = False) -> float:

@@ -31,7 +31,7 @@ from longspan.models.layers import attention_of, self_attention_layers
 from longspan.models.registration import NAME
 from longspan.sparsity import SparsityConfig
 from longspan_kernels import BlockLayout
-from longspan_kernels.pairs import kept_pairs
+from longspan_kernels.layout.pair_counts import kept_pairs
 
 # The attention implementation of a model that is counted. It has no mask function: nothing is masked.
 _NAME = "longspan_counted"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longspan.analysis.reach import Reach
-from longspan_kernels import drawing
-from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout import BlockLayout, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ from longspan.analysis.reach import Reach, reach
 from longspan.analysis.rows import row_counts, row_statistics
 from longspan.models.layers import attention_of, self_attention_layers
 from longspan.sparsity import SparsityConfig
+from longspan_kernels.architecture import Architecture, architecture_of
 from longspan_kernels.layout import BlockLayout
-from longspan_kernels.tuning import Architecture, architecture_of
 
 # A sample is enough for a sentence, and no run waits for it.
 _SOURCES = 1024
@@ -83,8 +83,8 @@ def start_warnings(
         seq_len: tokens of a sequence. A layer whose pattern is not defined for it attends densely.
         causal: whether the layers are causal to the token; None: each as its pattern says.
         head_dim: dimension of a head.
-        architecture: of the GPU, as `longspan_kernels.tuning.architecture_of` names it, where the arithmetic
-            is in 16 bits; None for everything else.
+        architecture: of the GPU, as `architecture_of` names it, where the arithmetic is in 16 bits;
+            None for everything else.
         found: the reach of these layers, where it is known already.
 
     Raises:

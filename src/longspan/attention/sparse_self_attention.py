@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longspan.sparsity import DenseSparsityConfig, SparsityConfig
 from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.registry import LayoutHandle, constant_in_graphs, pin
+from longspan_kernels.layout.handles import LayoutHandle, constant_in_graphs, pin
 from longspan_kernels.relative import RelativeBias
 
 _MODES = ("add", "mul")

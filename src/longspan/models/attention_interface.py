@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.models.layers import attention_of
-from longspan_kernels.registry import constant_in_graphs
+from longspan_kernels.layout.handles import constant_in_graphs
 
 # Keywords of transformers' attention functions that change what attention computes and are not served here.
 _REFUSED = {

@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.bundles import Extent, Work
-from longspan_kernels.tiles import (
+from longspan_kernels.triton_backend.kernels.structs import Extent, Work
+from longspan_kernels.triton_backend.kernels.tiles import (
     LN2,
     base_of,
     item_of,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.bundles import Dropout, Item
+from longspan_kernels.triton_backend.kernels.structs import Dropout, Item
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from longspan_kernels import philox
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.chunks import Chunk, Geometry
+from longspan_kernels.torch_backend.chunks import Chunk, Geometry
 
 
 class Masks:

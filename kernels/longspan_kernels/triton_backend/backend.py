@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.launch import Kinds, kind_of, unit_stride
-from longspan_kernels.prepared import Backward, Forward
 from longspan_kernels.strides import empty_as
-from longspan_kernels.tuning import Sizes
+from longspan_kernels.triton_backend.kernel_configs import Sizes
+from longspan_kernels.triton_backend.launch import Kinds, kind_of, unit_stride
+from longspan_kernels.triton_backend.prepared import Backward, Forward
 
 BLOCKS = (16, 32, 64, 128)
 MAX_DIM = 256
@@ -30,7 +30,7 @@ _captured: set[Forward | Backward] = set()
 def forward(
     q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, *, sizes: Sizes | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attend; arguments and results as `longspan_kernels.reference.forward`, ``sizes`` instead of the tuned.
+    """Attend; as `longspan_kernels.torch_backend.attention.forward`, ``sizes`` instead of the tuned.
 
     Raises:
         ValueError: a block, head dimension, dtype or device that the kernels do not serve.
@@ -65,7 +65,7 @@ def backward(
     *,
     sizes: Sizes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Differentiate; as `longspan_kernels.reference.backward`, ``sizes`` instead of the tuned."""
+    """Differentiate; as `torch_backend.attention.backward`, ``sizes`` instead of the tuned."""
     if not q.numel() or not k.numel():
         others = ((arguments.bias, bias_gradient), (arguments.relative_table, table_gradient))
         dbias, dtable = (x.new_zeros(x.shape) if x is not None and wanted else None for x, wanted in others)

@@ -1,20 +1,19 @@
 """Tile sizes, pipeline depths and warps of the kernels, by architecture, dtype, head dimension and block.
 
 Known architectures have a table here, made by ``experiments/attention_speed/tune.py``. On any other GPU the
-kernels time a few sizes at the first call of a kind and remember the fastest (`longspan_kernels.autotune`).
+kernels time a few sizes at the first call of a kind and remember the fastest (`tuning/autotune.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-# Compute capability of an NVIDIA GPU, as (9, 0), or the name of an AMD architecture, as "gfx942".
-Architecture = tuple[int, int] | str
+from longspan_kernels.architecture import Architecture, architecture_of
+
 DIMS = (64, 128, 256)
 # Larger blocks are cut into sub-blocks, and need no entries of their own.
 BLOCKS = (16, 32, 64)
@@ -152,17 +151,6 @@ def kind_of(dim: int, block: int) -> Kind:
     return Kind(next(limit for limit in DIMS if dim <= limit), min(block, BLOCKS[-1]))
 
 
-@functools.cache
-def architecture_of(device: torch.device) -> Architecture | None:
-    """Give the architecture of a GPU, None for any other device and where there is no GPU."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    if torch.version.hip is not None:
-        # Behind the name stand features that are switched on or off, as in "gfx90a:sramecc+:xnack-".
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    return torch.cuda.get_device_capability(device)
-
-
 def nearest_sizes(architecture: Architecture | None, kind: Kind) -> Sizes:
     """Give the sizes of the known architecture that is nearest, to stand in for an unknown one.
 
@@ -205,7 +193,7 @@ def sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) ->
             found = TABLE[architecture][kind]
         else:
             # Only here, so that a known GPU never loads what times sizes.
-            from longspan_kernels import autotune
+            from longspan_kernels.triton_backend.tuning import autotune
 
             found = autotune.tuned_sizes(kind, dtype, device)
             if found is None:
@@ -230,6 +218,6 @@ def settled(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> b
     architecture = architecture_of(device)
     if dtype == torch.float32 or architecture is None or architecture in TABLE:
         return True
-    from longspan_kernels import autotune
+    from longspan_kernels.triton_backend.tuning import autotune
 
     return (device, kind_of(dim, block)) in _found or autotune.may_time()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.row_groups import RowGroup
+from longspan_kernels.torch_backend.row_groups import RowGroup
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ tile keeps. Sub-blocks that every sub-block of the tile keeps whole come first: 
 come steps with a bit for each pair of sub-blocks, and last those in which causality, a window or the end of
 the sequence cuts through a pair, so that tokens have to be looked at. A tile owns neighbouring sub-blocks,
 but those that keep far more than the others (global ones) share tiles among themselves
-(`longspan_kernels.tiling`).
+(`longspan_kernels.triton_backend.tiling`).
 
 Long tiles are split into segments, combined afterwards in a fixed order. The longest items come first, so
 that none is left to run alone at the end; the rest goes head by head, longest first: programs that run
@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.csr import rows_of
 from longspan_kernels.layout import BlockLayout
-from longspan_kernels.tiling import Tiling, make_tiling
+from longspan_kernels.layout.csr import rows_of
+from longspan_kernels.triton_backend.tiling import Tiling, make_tiling
 
 # A segment is not shorter than this many steps: shorter ones cost more in partial results than they balance.
 _SEGMENT_STEPS = 32

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan_kernels import backward as backward_kernels
-from longspan_kernels import bias_gradient as bias_kernels
-from longspan_kernels import forward as forward_kernels
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.bundles import Strided
-from longspan_kernels.call import SLICE, Call, tile_of
-from longspan_kernels.launch import LOG2E, Launch, Tiles, dropout_of, masks_of, operand, padded
-from longspan_kernels.plan import Schedule
 from longspan_kernels.strides import empty_as
-from longspan_kernels.tuning import Sizes, settled
+from longspan_kernels.triton_backend.call import SLICE, Call, tile_of
+from longspan_kernels.triton_backend.kernel_configs import Sizes, settled
+from longspan_kernels.triton_backend.kernels import backward as backward_kernels
+from longspan_kernels.triton_backend.kernels import bias_gradient as bias_kernels
+from longspan_kernels.triton_backend.kernels import forward as forward_kernels
+from longspan_kernels.triton_backend.kernels.structs import Strided
+from longspan_kernels.triton_backend.launch import LOG2E, Launch, Tiles, dropout_of, masks_of, operand, padded
+from longspan_kernels.triton_backend.schedule import Schedule
 
 
 class Forward:

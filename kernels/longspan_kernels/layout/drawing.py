@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longspan_kernels import csr
+from longspan_kernels.layout import csr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,10 +24,13 @@ import triton
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from longspan_kernels import reference, triton_backend, tuning, tuning_cache
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.layout import BlockLayout
-from longspan_kernels.tuning import Kind, Size, Sizes
+from longspan_kernels.torch_backend import attention as reference
+from longspan_kernels.triton_backend import backend as triton_backend
+from longspan_kernels.triton_backend import kernel_configs as tuning
+from longspan_kernels.triton_backend.kernel_configs import Kind, Size, Sizes
+from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
 
 logger = logging.getLogger(__name__)
 

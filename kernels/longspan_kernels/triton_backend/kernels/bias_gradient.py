@@ -7,8 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.bundles import Extent
-from longspan_kernels.tiles import (
+from longspan_kernels.triton_backend.kernels.structs import Extent
+from longspan_kernels.triton_backend.kernels.tiles import (
     base_of,
     kept_by_keys_inside,
     load_rows,

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.arguments import Arguments, accumulator_dtype
-from longspan_kernels.chunks import Geometry, chunks
-from longspan_kernels.masks import Masks
-from longspan_kernels.row_groups import RowGroup, row_groups
+from longspan_kernels.torch_backend.chunks import Geometry, chunks
+from longspan_kernels.torch_backend.masks import Masks
+from longspan_kernels.torch_backend.row_groups import RowGroup, row_groups
 
 # Elements of the largest intermediate of a chunk: together they stay within some megabytes, which caches
 # hold, and each operation still does enough to be worth starting threads for.

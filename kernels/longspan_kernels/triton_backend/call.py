@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.bundles import Shape
-from longspan_kernels.launch import Tiles, padded, rising
 from longspan_kernels.layout import BlockLayout
-from longspan_kernels.plan import Schedule, schedule_for
-from longspan_kernels.tuning import Size, Sizes, scattered_sizes_for, sizes_for
+from longspan_kernels.triton_backend.kernel_configs import Size, Sizes, scattered_sizes_for, sizes_for
+from longspan_kernels.triton_backend.kernels.structs import Shape
+from longspan_kernels.triton_backend.launch import Tiles, padded, rising
+from longspan_kernels.triton_backend.schedule import Schedule, schedule_for
 
 # Rows of a split tile that one program adds up; no tile has fewer.
 SLICE = 16

@@ -23,8 +23,8 @@ from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.bundles import Distances, Dropout, Masks, Operand, Strided
 from longspan_kernels.philox import dropout_threshold
+from longspan_kernels.triton_backend.kernels.structs import Distances, Dropout, Masks, Operand, Strided
 
 Value = TypeVar("Value", bound="Settled")
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longspan_kernels import csr, drawing, registry
-from longspan_kernels.pairs import kept_pairs
+from longspan_kernels.layout import csr, drawing
+from longspan_kernels.layout import handles as registry
+from longspan_kernels.layout.pair_counts import kept_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -287,7 +288,7 @@ class BlockLayout:
         return drawing.draw(self, head, width)
 
     def plot(self, ax: Axes | None = None, head: int = 0, **style: Any) -> Axes:
-        """Draw one head with matplotlib and return the axes; see `longspan_kernels.drawing.plot`."""
+        """Draw one head with matplotlib and return the axes; see `longspan_kernels.layout.drawing.plot`."""
         return drawing.plot(self, ax, head, **style)
 
     def __eq__(self, other: object) -> bool:

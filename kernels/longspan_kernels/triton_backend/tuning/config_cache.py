@@ -15,13 +15,16 @@ import logging
 import os
 import re
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from longspan_kernels.tuning import Size, Sizes
+import longspan_kernels
+from longspan_kernels.triton_backend.kernel_configs import Size, Sizes
 
 logger = logging.getLogger(__name__)
+
+# The folder of the whole package.
+SOURCES = Path(longspan_kernels.__file__).parent
 
 
 def cache_directory() -> Path | None:
@@ -45,9 +48,8 @@ def cache_directory() -> Path | None:
 def source_hash() -> str:
     """Give a hash of the sources of this package: after any change of them sizes are timed anew."""
     digest = hashlib.sha256()
-    for file in sorted(resources.files("longspan_kernels").iterdir(), key=lambda one: one.name):
-        if file.name.endswith(".py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted(SOURCES.rglob("*.py")):
+        digest.update(file.relative_to(SOURCES).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

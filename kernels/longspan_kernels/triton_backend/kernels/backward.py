@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan_kernels.bundles import Extent, Work
-from longspan_kernels.tiles import (
+from longspan_kernels.triton_backend.kernels.structs import Extent, Work
+from longspan_kernels.triton_backend.kernels.tiles import (
     LOG2E,
     base_of,
     item_of,
