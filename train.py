@@ -9,11 +9,11 @@
     python train.py --cfg job                                  the whole configuration, and no run
 
 The way of a run: conf/train.yaml and the overrides are composed and checked against the signatures of what
-they name (longspan.training.schemas); longspan.training.run.train builds each part, trains and reports. Its
+they name (longspan.config.schemas); longspan.training.run.train builds each part, trains and reports. Its
 files lie in logs/runs/<date_time>, those of a sweep in logs/sweeps/<date_time>/<job>.
 """
 
-from longspan.training.cli import main
+from longspan.cli.train import main
 
 if __name__ == "__main__":
     main()

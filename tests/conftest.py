@@ -42,7 +42,7 @@ def pretrained(tmp_path_factory) -> Path:
 @pytest.fixture
 def command(monkeypatch, capfd, tmp_path):
     """command(*arguments) -> (status, stdout, stderr) of the command, in this process and an empty folder."""
-    from longspan.training import cli
+    from longspan.cli import train as cli
 
     monkeypatch.chdir(tmp_path)
 

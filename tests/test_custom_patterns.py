@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from longspan.config.instantiate import ConfigError, locate
 from longspan.sparsity import custom, from_dict, registry
 from longspan.training import export
-from longspan.training.config import ConfigError, locate
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "custom-patterns.md").read_text()

@@ -42,7 +42,7 @@ def train_cell(scale: Scale, cell: Cell, folder: str, until: float) -> bool:
     # Imported in the process that trains: torch, Lightning and Hydra are heavy, and CUDA starts with them.
     import torch
 
-    from longspan.training.compose import compose
+    from longspan.config.compose import compose
     from longspan.training.run import train
 
     if scale.trainer == "cpu":

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from longspan import BigBirdSparsityConfig, DenseSparsityConfig, FixedSparsityConfig, sparsify
 from longspan.analysis.flops import training_flops
+from longspan.deepspeed.layer_lists import sparsify_layers
 from longspan.models import build_model
-from longspan.models.layer_lists import sparsify_layers
 from longspan.positions.extend import extend
 
 HEADS, BLOCK, LENGTH, BATCH, VOCABULARY, WIDTH, LAYERS = 4, 8, 45, 2, 40, 32, 3

@@ -7,9 +7,9 @@ import pytest
 
 from longspan.analysis.inspect import inspect, main, patterns_of, split_arguments
 from longspan.analysis.inspect_report import _distances, _percent
+from longspan.config.compose import compose
+from longspan.config.instantiate import ConfigError, config_dir
 from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
-from longspan.training.compose import compose
-from longspan.training.config import ConfigError, config_dir
 
 SHIPPED = sorted(path.stem for path in (config_dir() / "sparsity").glob("*.yaml"))
 

@@ -9,6 +9,8 @@ from transformers import AlbertConfig
 
 from longspan.analysis import break_even
 from longspan.analysis.start import of_albert, start_warnings, warn_at_start
+from longspan.config.compose import compose
+from longspan.config.instantiate import config_dir, instantiate
 from longspan.models import build_model, sparsify
 from longspan.sparsity import (
     BigBirdSparsityConfig,
@@ -18,8 +20,6 @@ from longspan.sparsity import (
     SparsityConfig,
     VariableSparsityConfig,
 )
-from longspan.training.compose import compose
-from longspan.training.config import config_dir, instantiate
 from longspan.training.run import train
 from longspan_kernels.layout import BlockLayout
 

@@ -6,8 +6,8 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from longspan.training import schemas
-from longspan.training.config import config_dir
+from longspan.config import schemas
+from longspan.config.instantiate import config_dir
 
 # A corpus of a few kilobytes in place of the standard library, whose reading takes seconds.
 TEXT = "".join(f"def function_{i}(x):\n    return x * {i * i} + {i}\n\n" for i in range(800))

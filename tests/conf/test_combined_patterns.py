@@ -5,6 +5,8 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from longspan.config import schemas
+from longspan.config.instantiate import ConfigError, instantiate
 from longspan.sparsity import (
     BigBirdSparsityConfig,
     DifferenceSparsityConfig,
@@ -12,8 +14,6 @@ from longspan.sparsity import (
     RandomSparsityConfig,
     UnionSparsityConfig,
 )
-from longspan.training import schemas
-from longspan.training.config import ConfigError, instantiate
 
 SMALL = ["model.num_heads=4", "sparsity.block=32"]
 COMMON = {"num_heads": 4, "block": 32, "attention": "unidirectional"}

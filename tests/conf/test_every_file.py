@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.config.instantiate import ConfigError, config_dir, instantiate
 from longspan.positions import LEARNED_METHODS, ROTARY_METHODS
-from longspan.training.config import ConfigError, config_dir, instantiate
 from longspan.training.run import build, train
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from longspan.config.instantiate import ConfigError
 from longspan.models import load_pretrained
 from longspan.models.pretrained import num_heads_of
-from longspan.training.config import ConfigError
 from longspan.training.run import build
 
 ROOT = Path(__file__).parents[2]

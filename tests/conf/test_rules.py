@@ -7,10 +7,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from longspan.attention import SparseSelfAttention
+from longspan.config.instantiate import ALLOWED_PACKAGES, config_dir
+from longspan.config.schemas import RunConfig
 from longspan.sparsity import PATTERNS
-from longspan.training.config import ALLOWED_PACKAGES, config_dir
 from longspan.training.run import build
-from longspan.training.schemas import RunConfig
 
 FILES = sorted(config_dir().glob("**/*.yaml"))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from longspan.training import schemas
-from longspan.training.config import config_dir
+from longspan.config import schemas
+from longspan.config.instantiate import config_dir
 from longspan.training.run import train
 from longspan_kernels.backends import BACKENDS, Backend
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from longspan.config.compose import compose
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
-from longspan.training.compose import compose
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW, Cosine
 from longspan.training.trainer import make_trainer

@@ -3,8 +3,8 @@
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from longspan.training.compose import compose
-from longspan.training.config import ConfigError
+from longspan.config.compose import compose
+from longspan.config.instantiate import ConfigError
 
 
 def test_overrides_and_interpolations_are_those_of_the_command():

@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from longspan import from_deepspeed
-from longspan.training import schemas
-from longspan.training.config import config_dir, instantiate
+from longspan.config import schemas
+from longspan.config.instantiate import config_dir, instantiate
 from longspan.training.deepspeed import overrides
 
 BLOCKS = [

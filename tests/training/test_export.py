@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 import longspan
-from longspan.training import schemas
-from longspan.training.config import config_dir
+from longspan.config import schemas
+from longspan.config.instantiate import config_dir
 from longspan.training.run import build, train
 
 ROOT = Path(__file__).parents[2]

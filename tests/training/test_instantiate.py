@@ -1,10 +1,10 @@
-"""longspan.training.config: the allow-list, building objects, and errors that name the key."""
+"""longspan.config.instantiate: the allow-list, building objects, and errors that name the key."""
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from longspan.training.config import ConfigError, config_dir, instantiate, locate
+from longspan.config.instantiate import ConfigError, config_dir, instantiate, locate
 from longspan.training.optim import AdamW
 
 ADAMW = "longspan.training.optim.AdamW"

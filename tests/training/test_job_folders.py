@@ -11,9 +11,10 @@ import pytest
 from hydra.conf import HydraConf
 from omegaconf import OmegaConf
 
-from longspan.training import devices, job_folders, launching
-from longspan.training.config import ConfigError
-from longspan.training.job_folders import (
+from longspan.config.instantiate import ConfigError
+from longspan.sweeps import devices, job_folders
+from longspan.sweeps import launcher as launching
+from longspan.sweeps.job_folders import (
     JobFolders,
     finished_result,
     is_of_job,
@@ -21,7 +22,7 @@ from longspan.training.job_folders import (
     locked,
     reserving,
 )
-from longspan.training.results import write_result
+from longspan.training.reports.results import write_result
 
 SETTINGS = {
     "seed": 0,

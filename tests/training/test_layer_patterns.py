@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from longspan.config.instantiate import ConfigError, instantiate
 from longspan.models.layers import attention_of, self_attention_layers, sparsity_of
 from longspan.sparsity import BigBirdSparsityConfig, DenseSparsityConfig, LocalSlidingWindowSparsityConfig
-from longspan.training.config import ConfigError, instantiate
 from longspan.training.export import export
-from longspan.training.facts import pattern_facts
+from longspan.training.reports.facts import pattern_facts
 from longspan.training.run import build, train
 
 LINE = 'sparsity.layers="local dense*2 bigbird"'

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from longspan.training import peak_rates
-from longspan.training.peak_rates import device_peak_rate, peak_rate
+from longspan.training.performance import peak_rates
+from longspan.training.performance.peak_rates import device_peak_rate, peak_rate
 
 # Name, multiprocessors (compute units), dense 16-bit operations of each in a clock, boost clock in GHz.
 HARDWARE = [

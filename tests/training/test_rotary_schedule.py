@@ -9,11 +9,11 @@ from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import Callback
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from longspan.config import schemas
+from longspan.config.instantiate import ConfigError, config_dir, instantiate
 from longspan.positions.rotary import extend_rotary, rotary_factor, rotary_positions
-from longspan.training import schemas
 from longspan.training.callbacks.checkpoint import LastCheckpoint
 from longspan.training.callbacks.rotary_schedule import RotarySchedule
-from longspan.training.config import ConfigError, config_dir, instantiate
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW
 from longspan.training.trainer import make_trainer

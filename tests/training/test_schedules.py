@@ -11,6 +11,8 @@ from lightning.pytorch import Callback
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longspan.attention import SparseSelfAttention
+from longspan.config.compose import compose
+from longspan.config.instantiate import ConfigError, instantiate
 from longspan.data.objective import positions_in_documents
 from longspan.models import sparsify
 from longspan.models.layers import attention_of, self_attention_layers, sparsity_of
@@ -26,8 +28,6 @@ from longspan.training.callbacks.length_schedule import LengthSchedule, cut
 from longspan.training.callbacks.settings import changed_settings
 from longspan.training.callbacks.stages import spread, stage_at, warn_of_unreached
 from longspan.training.callbacks.window_schedule import WindowSchedule, takes, with_value
-from longspan.training.compose import compose
-from longspan.training.config import ConfigError, instantiate
 from longspan.training.export import export
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW

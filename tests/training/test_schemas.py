@@ -1,4 +1,4 @@
-"""longspan.training.schemas: dataclasses from signatures, and files read through them."""
+"""longspan.config.schemas: dataclasses from signatures, and files read through them."""
 
 import dataclasses
 import pickle
@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
-from longspan.training import schemas
+from longspan.config import schemas
 
 ADAMW = "longspan.training.optim.AdamW"
 BUILD = "longspan.models.build.build_model"

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
+from longspan.config.instantiate import ConfigError
 from longspan.training.callbacks.settings import (
     CORPUS_KEY,
     KEY,
@@ -14,7 +15,6 @@ from longspan.training.callbacks.settings import (
     changed_corpus,
     changed_settings,
 )
-from longspan.training.config import ConfigError
 from longspan.training.run import check, check_corpus, find_checkpoint, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")

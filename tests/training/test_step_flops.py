@@ -7,10 +7,10 @@ from longspan import DenseSparsityConfig, LocalSlidingWindowSparsityConfig, spar
 from longspan.analysis.flops import layouts_of, training_flops
 from longspan.data import MaskedLanguageModeling
 from longspan.models import build_model
-from longspan.training import step_flops
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW
-from longspan.training.step_flops import StepFlops
+from longspan.training.performance import step_flops
+from longspan.training.performance.step_flops import StepFlops
 
 LOCAL, DENSE = LocalSlidingWindowSparsityConfig(2, 4), DenseSparsityConfig(2, 4)
 

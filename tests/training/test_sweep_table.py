@@ -1,12 +1,12 @@
-"""longspan.training.sweep: the closing table of a sweep."""
+"""longspan.sweeps.table: the closing table of a sweep."""
 
 import json
 
 import pytest
 from omegaconf import OmegaConf
 
-from longspan.training.seeds_table import group_seeds, seeds_table
-from longspan.training.sweep import SweepTable, collect, note_jobs, record_failure
+from longspan.sweeps.seeds_table import group_seeds, seeds_table
+from longspan.sweeps.table import SweepTable, collect, note_jobs, record_failure
 
 
 def result(name, loss):

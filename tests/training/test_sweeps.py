@@ -17,8 +17,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from longspan.training import devices, schemas
-from longspan.training.config import config_dir
+from longspan.config import schemas
+from longspan.config.instantiate import config_dir
+from longspan.sweeps import devices
 from longspan.training.run import train
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from longspan.training import launching
-from longspan.training.errors import EXTRAS
+from longspan.config.messages import EXTRAS
+from longspan.sweeps import launcher as launching
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
 COMMANDS = re.findall(r"^    python train\.py (.*)$", GUIDE, flags=re.MULTILINE)

@@ -12,7 +12,7 @@ import torch
 from longspan.training.callbacks import throughput
 from longspan.training.callbacks.throughput import Throughput, forget_peak_memory, peak_memory
 from longspan.training.loggers import CsvLogger
-from longspan.training.step_clock import StepClock
+from longspan.training.performance.step_clock import StepClock
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.optim import AdamW
-from longspan.training.peak_rates import device_peak_rate
+from longspan.training.performance.peak_rates import device_peak_rate
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,15 +18,15 @@ from torch import nn
 from longspan import BigBirdSparsityConfig, FixedSparsityConfig, sparsify
 from longspan.analysis.distance import attention_distance
 from longspan.analysis.flops import training_flops
+from longspan.config.compose import compose
+from longspan.config.patterns import read_patterns
 from longspan.data import ByteTokenizer
 from longspan.models import build_model
 from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
-from longspan.training import sweep
-from longspan.training.compose import compose
-from longspan.training.describe import describe_start, pattern_figures, pattern_label
-from longspan.training.facts import pattern_facts
+from longspan.sweeps import table as sweep
 from longspan.training.loggers import WandbRun, close_loggers
-from longspan.training.patterns import read_patterns
+from longspan.training.reports.facts import pattern_facts
+from longspan.training.reports.logged import describe_start, pattern_figures, pattern_label
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "wandb.md").read_text()

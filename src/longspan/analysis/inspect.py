@@ -25,11 +25,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.analysis.reach import Reach, reach
+from longspan.config.compose import compose
+from longspan.config.instantiate import ConfigError
+from longspan.config.patterns import read_patterns
 from longspan.sparsity import SparsityConfig
-from longspan.training.compose import compose
-from longspan.training.config import ConfigError
-from longspan.training.patterns import read_patterns
-from longspan.training.report import print_report
+from longspan.training.reports.report import print_report
 from longspan_kernels.layout import BlockLayout
 
 OWN = ("seq_len", "layers", "gradients", "out")
@@ -72,7 +72,7 @@ def inspect(config: DictConfig, layers: int | None = None) -> Inspection:
     """Find out what the patterns of a configuration can see.
 
     Args:
-        config: as `longspan.training.compose.compose` gives it.
+        config: as `longspan.config.compose.compose` gives it.
         layers: number of layers; None: the model's.
 
     Raises:

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from longspan.analysis.causality import leaks, model_seen_by_gradients, predicted
+from longspan.config.instantiate import ConfigError, instantiate
 from longspan.models import sparsify
-from longspan.training.config import ConfigError, instantiate
 
 if TYPE_CHECKING:
     from longspan.analysis.inspect import Inspection

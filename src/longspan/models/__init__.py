@@ -1,12 +1,12 @@
 """Hugging Face models made sparse through transformers' own attention interface."""
 
+from longspan.deepspeed.sparse_attention_utils import SparseAttentionUtils
 from longspan.models.build import build_model
 from longspan.models.layers import sparsity_of
 from longspan.models.position_offset import position_offset
 from longspan.models.pretrained import load_pretrained
 from longspan.models.registration import register_on_import
 from longspan.models.sparsify import sparsify
-from longspan.models.utils import SparseAttentionUtils
 
 register_on_import()
 

@@ -1,60 +1,6 @@
-"""The sparse_attention block of a DeepSpeed configuration as overrides of train.py.
+"""The command ``python -m longspan.training.deepspeed``; it lies in `longspan.deepspeed.overrides`."""
 
-python train.py $(python -m longspan.training.deepspeed ds_config.json)
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import os
-import sys
-from collections.abc import Mapping
-from typing import Any
-
-from longspan.sparsity import from_deepspeed
-
-
-def overrides(config: Mapping[str, Any] | str | os.PathLike[str]) -> list[str]:
-    """Return what train.py has to be told for the pattern that a DeepSpeed configuration names.
-
-    The first names the option of the group ``sparsity``; the others give every argument of the pattern but
-    ``num_heads``, which comes from the model.
-
-    Args:
-        config: the whole configuration or its ``sparse_attention`` block, or the path of a JSON file of
-            either.
-
-    Raises:
-        ValueError: as `longspan.from_deepspeed`.
-        OSError: the file cannot be read.
-
-    """
-    arguments = from_deepspeed(config, num_heads=1).to_dict()
-    name = arguments.pop("name")
-    del arguments["num_heads"]
-    written = [f"sparsity.{key}={_value(value)}" for key, value in arguments.items()]
-    return [f"sparsity={name}", *written]
-
-
-def _value(value: Any) -> str:
-    """Write a value as Hydra reads it, without spaces, which a shell would cut at."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def main() -> None:
-    """Print the overrides of the file that the command line names; status 1 and a message on a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m longspan.training.deepspeed",
-        description="Print the sparse_attention block of a DeepSpeed configuration as overrides of train.py.",
-    )
-    parser.add_argument("file", help="the JSON file")
-    try:
-        print(" ".join(overrides(parser.parse_args().file)))
-    except (OSError, ValueError) as error:
-        print(f"longspan: {error}", file=sys.stderr)
-        sys.exit(1)
-
+from longspan.deepspeed.overrides import main
 
 if __name__ == "__main__":
     main()

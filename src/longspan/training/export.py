@@ -138,9 +138,9 @@ def _model(state: dict[str, Any], file: Path) -> PreTrainedModel:
 
 
 def _tokenizer(state: dict[str, Any], file: Path, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    from longspan.config.instantiate import ConfigError, instantiate
     from longspan.models import SparseAttentionUtils
     from longspan.positions import max_positions_of
-    from longspan.training.config import ConfigError, instantiate
 
     try:
         tokenizer = instantiate(state["settings"]["tokenizer"])

@@ -16,11 +16,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.analysis.start import warn_at_start
+from longspan.config.instantiate import ConfigError, instantiate
+from longspan.config.messages import nearest
+from longspan.config.patterns import distinct_patterns, read_patterns
 from longspan.data import Objective, Tokenizer
 from longspan.models import sparsify
 from longspan.models.layers import self_attention_layers
 from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
+from longspan.sweeps.table import sweep_name
 from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.budget import Budget, FlopBudget
 from longspan.training.callbacks.length_schedule import LengthSchedule
@@ -36,17 +40,18 @@ from longspan.training.callbacks.settings import (
 from longspan.training.callbacks.stages import warn_of_unreached
 from longspan.training.callbacks.window_schedule import WindowSchedule
 from longspan.training.checkpoints import FOLDER, resolve_checkpoint
-from longspan.training.config import ConfigError, instantiate
 from longspan.training.data_module import DataModule
-from longspan.training.describe import describe_end, describe_start
-from longspan.training.errors import nearest
-from longspan.training.facts import run_facts, schedule_facts
 from longspan.training.loggers import CsvLogger, close_loggers
 from longspan.training.module import LongspanModule
-from longspan.training.patterns import distinct_patterns, read_patterns
-from longspan.training.report import end_report, print_report, start_report, warn_unidirectional_pattern
-from longspan.training.results import collect_result, write_result
-from longspan.training.sweep import sweep_name
+from longspan.training.reports.facts import run_facts, schedule_facts
+from longspan.training.reports.logged import describe_end, describe_start
+from longspan.training.reports.report import (
+    end_report,
+    print_report,
+    start_report,
+    warn_unidirectional_pattern,
+)
+from longspan.training.reports.results import collect_result, write_result
 from longspan.training.trainer import validate_if_missing
 
 
@@ -67,7 +72,7 @@ def train(
             written.
 
     Returns:
-        The result, as `longspan.training.results.collect_result` describes it.
+        The result, as `longspan.training.reports.results.collect_result` describes it.
 
     Raises:
         ConfigError: where the parts cannot be made or do not go together.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from longspan.sparsity import from_dict
-from longspan.training.results import write_result
+from longspan.training.reports.results import write_result
 
 STEPS_LOGGED = 20
 

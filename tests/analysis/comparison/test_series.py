@@ -11,7 +11,7 @@ from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
 from longspan.analysis.comparison.series import density, sort_runs
 from longspan.analysis.comparison.tables import configuration_table, results_table
-from longspan.training.plain import IGNORED
+from longspan.records.jsonable import IGNORED
 
 
 def sort(folder):

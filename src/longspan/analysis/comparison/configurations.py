@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from longspan.analysis.comparison.runs import Run
-from longspan.training.plain import IGNORED
+from longspan.records.jsonable import IGNORED
 
 # What makes no other job of a sweep makes no other series either; nor does what a run goes on from.
 _LEFT_OUT = (*IGNORED, "ckpt_path")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from longspan.training.plain import plain
+from longspan.records.jsonable import plain
 
 # What a run writes. longspan.training names them too, but reading them needs no Lightning.
 RESULT, METRICS, EVALUATION, FAILURE = "result.json", "metrics.csv", "evaluation.json", "failure.json"
@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         name: what to call it in a list: its folder.
-        result: what `longspan.training.results.collect_result` wrote.
+        result: what `longspan.training.reports.results.collect_result` wrote.
         curves: "train" and "val": points by step, each a dictionary of `step`, `loss` (nats a token),
             `tokens`, `seconds` (of training) and `flops`; what was not recorded is None.
         evaluation: what evaluation.json holds; empty where there is none that can be read.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from longspan.data.objective import IGNORE
 from longspan.data.repeats import last_occurrence
+from longspan.records.jsonable import plain
 from longspan.training.chunked_loss import TokenScores
-from longspan.training.plain import plain
 
 # Name of the file in the run's directory.
 FILE = "evaluation.json"

@@ -7,9 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from longspan.config.instantiate import ConfigError
 from longspan.data.tasks import Task
 from longspan.training.callbacks.stages import in_words, spread, stage_at, whole_number
-from longspan.training.config import ConfigError
 
 
 class LengthSchedule(pl.Callback):

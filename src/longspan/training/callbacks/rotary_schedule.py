@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.config.instantiate import ConfigError
 from longspan.positions.rotary import check_rotary_options, extend_rotary, rotary_factor
 from longspan.positions.rotary_modules import RotaryState, restore_rotary, rotary_state
-from longspan.training.config import ConfigError
 
 
 class RotarySchedule(pl.Callback):

@@ -18,9 +18,9 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from longspan.analysis.flops import Flops
-from longspan.training.peak_rates import device_peak_rate
-from longspan.training.step_clock import PHASES, Step, StepClock
-from longspan.training.step_flops import StepFlops
+from longspan.training.performance.peak_rates import device_peak_rate
+from longspan.training.performance.step_clock import PHASES, Step, StepClock
+from longspan.training.performance.step_flops import StepFlops
 
 
 def peak_memory(device: torch.device) -> int:
@@ -62,7 +62,7 @@ class Throughput(pl.Callback):
     numbers as float32, to seven digits; `costs` has whole numbers.
 
     `train/mfu` is the utilisation of model FLOPs (Chowdhery et al. 2022, "PaLM", appendix B): FLOPs a second
-    over the dense peak of the devices (`longspan.training.peak_rates`), and `train/dense_mfu` the same with
+    over the dense peak of the devices (`longspan.training.performance.peak_rates`), and `train/dense_mfu` the same with
     `dense_flops`: what a dense model as fast as this one would have. Neither is logged on a device whose peak
     is not known. Where a model cannot be counted, the run warns and no FLOPs are logged.
 
@@ -126,7 +126,7 @@ class Throughput(pl.Callback):
         return self._utilisation("dense")
 
     def costs(self) -> dict[str, Any]:
-        """Return what the run has cost, as result.json has it: see `longspan.training.results`."""
+        """Return what the run has cost, as result.json has it: see `longspan.training.reports.results`."""
         total, last = self._total, self._last
         return {
             "flops": None if total is None else total.total,

@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.config.instantiate import ConfigError
 from longspan.models.layers import CONFIG_KEY, attention_of, noted, self_attention_layers
 from longspan.sparsity import SparsityConfig
 from longspan.sparsity.mixture import patterns_in
 from longspan.training.callbacks.stages import Stage, in_words, spread, stage_at, whole_number
-from longspan.training.config import ConfigError
 
 
 class WindowSchedule(pl.Callback):

@@ -62,14 +62,14 @@ def _sweep_folder(name: str | None, otherwise: str) -> str:
 
 def _jobs_at_once(accelerator: str) -> int:
     """How many jobs of a sweep this machine has a device for, for `${jobs_at_once:…}`."""
-    from longspan.training import devices
+    from longspan.sweeps import devices
 
     return devices.jobs_at_once(accelerator)
 
 
 def _gpus_here(accelerator: str) -> int:
     """How many GPUs this machine has for jobs, for `${gpus_here:…}`."""
-    from longspan.training import devices
+    from longspan.sweeps import devices
 
     return len(devices.visible_gpus(accelerator))
 

@@ -57,7 +57,7 @@ def collect(folder: Path) -> Sweep:
     steps it was asked for. What failed of an earlier command in the same folder, and was not
     asked for again, is left out.
     """
-    from longspan.training import results
+    from longspan.training.reports import results
 
     sweep = Sweep()
     jobs = folder / JOBS_FILE
@@ -114,8 +114,8 @@ class SweepTable(Callback):
 def compare(folder: Path) -> bool:
     """Print the comparison of a sweep's runs and write it into its folder; gives whether a job failed."""
     # Imported here: Hydra makes its callbacks for every command, and reports bring Lightning along.
-    from longspan.training.report import comparison_table, print_report
-    from longspan.training.seeds_table import seeds_table
+    from longspan.sweeps.seeds_table import seeds_table
+    from longspan.training.reports.report import comparison_table, print_report
 
     sweep = collect(folder)
     tables = [comparison_table(sweep.results, f"Sweep of {len(sweep.results) + len(sweep.failures)} runs")]

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig
 
-from longspan.training import schemas
-from longspan.training.cli import USER_ERRORS, refuse_additions
-from longspan.training.config import ConfigError, config_dir
-from longspan.training.errors import describe
+from longspan.cli.train import USER_ERRORS, refuse_additions
+from longspan.config import schemas
+from longspan.config.instantiate import ConfigError, config_dir
+from longspan.config.messages import describe
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

@@ -13,8 +13,8 @@ from longspan.analysis.distance import attention_distance
 from longspan.analysis.flops import layouts_of
 from longspan.analysis.picture import draw_pattern, ranges
 from longspan.sparsity import SparsityConfig, from_dict
-from longspan.training.facts import RunFacts
 from longspan.training.loggers import MAX_NAME, WandbRun, log_configuration, log_picture, log_summary
+from longspan.training.reports.facts import RunFacts
 from longspan_kernels import BlockLayout
 
 PICTURE = "pattern/picture"

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.config.instantiate import ConfigError, instantiate
 from longspan.sparsity import SparsityConfig, layer_patterns
-from longspan.training.config import ConfigError, instantiate
 
 
 def read_patterns(

@@ -17,11 +17,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.training import devices
-from longspan.training.config import ConfigError
-from longspan.training.errors import EXTRAS
-from longspan.training.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
-from longspan.training.sweep import FAILURE_FILE, note_jobs, record_failure
+from longspan.config.instantiate import ConfigError
+from longspan.config.messages import EXTRAS
+from longspan.sweeps import devices
+from longspan.sweeps.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
+from longspan.sweeps.table import FAILURE_FILE, note_jobs, record_failure
 
 # Launchers that start several jobs on this machine and give each of them all devices.
 _BESIDE = ("JoblibLauncher", "LocalLauncher")

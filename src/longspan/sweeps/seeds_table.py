@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from longspan.records.jsonable import IGNORED
 from longspan.training.callbacks.progress import clock
-from longspan.training.plain import IGNORED
-from longspan.training.report import UNKNOWN
+from longspan.training.reports.report import UNKNOWN
 
 Result = Mapping[str, Any]
 
@@ -23,7 +23,7 @@ def group_seeds(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]
     whole configuration: a result holds it resolved, and there `data.seed` is a number that follows the seed.
 
     Args:
-        results: what `longspan.training.results.read_result` read, for each run.
+        results: what `longspan.training.reports.results.read_result` read, for each run.
 
     """
     groups: dict[tuple[str, ...], list[Result]] = {}

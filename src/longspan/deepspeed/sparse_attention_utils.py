@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
-from longspan.models import padding
-from longspan.models.layer_lists import default_pattern, sparsify_layers
+from longspan.deepspeed import padding
+from longspan.deepspeed.layer_lists import default_pattern, sparsify_layers
 from longspan.models.layers import self_attention_layers
 from longspan.models.sparsify import sparsify
 from longspan.sparsity import SparsityConfig
@@ -106,7 +106,7 @@ class SparseAttentionUtils:
     def replace_self_attention_layer_with_sparse_self_attention_layer(
         config: Any, layers: Layers, sparsity_config: SparsityConfig | None = None
     ) -> Layers:
-        """Make the self-attention of some layers sparse; see `longspan.models.layer_lists.sparsify_layers`.
+        """Make the self-attention of some layers sparse; see `longspan.deepspeed.layer_lists.sparsify_layers`.
 
         Args:
             config: the configuration of the model, ``model.config``.
@@ -117,7 +117,7 @@ class SparseAttentionUtils:
             The layers.
 
         Raises:
-            ValueError: as `longspan.models.layer_lists.sparsify_layers`.
+            ValueError: as `longspan.deepspeed.layer_lists.sparsify_layers`.
 
         """
         return sparsify_layers(config, layers, sparsity_config)
@@ -133,7 +133,7 @@ class SparseAttentionUtils:
         pad_token_id: int | None,
         model_embeddings: Any,
     ) -> padding.Padded:
-        """Pad a batch to a multiple of the block; not needed here. See `longspan.models.padding`."""
+        """Pad a batch to a multiple of the block; not needed here. See `longspan.deepspeed.padding`."""
         return padding.pad_to_block_size(
             block_size,
             input_ids,

@@ -9,8 +9,8 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from longspan.config.instantiate import ConfigError
 from longspan.sparsity import custom
-from longspan.training.config import ConfigError
 
 
 class OwnFolders(SearchPathPlugin):

@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from longspan.config.patterns import distinct_patterns
 from longspan.positions.extend import CONFIG_KEY
 from longspan.training.callbacks.window_schedule import WindowSchedule
-from longspan.training.patterns import distinct_patterns
 from longspan_kernels.backends import resolve_backend
 
 

@@ -19,11 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longspan.config import schemas
+from longspan.config import search_path as own_folders
+from longspan.config.instantiate import ConfigError, config_dir
+from longspan.config.messages import allowed_keys, describe
 from longspan.sparsity import custom
-from longspan.training import own_folders, schemas
 from longspan.training.checkpoints import NAMES
-from longspan.training.config import ConfigError, config_dir
-from longspan.training.errors import allowed_keys, describe
 
 WIDTH = 110
 USER_ERRORS = (ConfigError, CompactHydraException, HydraException, OmegaConfBaseException)
@@ -55,7 +56,7 @@ def main() -> None:
             schemas.register()
             refuse_additions(arguments.overrides, config_name=arguments.config_name or schemas.PRIMARY)
             if arguments.multirun:
-                from longspan.training import launching
+                from longspan.sweeps import launcher as launching
 
                 launching.register()
                 refuse_last_in_a_sweep(arguments.overrides)
@@ -120,7 +121,7 @@ def job(config: DictConfig) -> float | None:
             return train(config, overrides, runs_dir=runs_dir)["metrics"]["val_loss"]
         except USER_ERRORS as error:
             raise Mistake(error) from error
-    from longspan.training.launching import train_job
+    from longspan.sweeps.launcher import train_job
 
     return train_job(config, overrides)
 

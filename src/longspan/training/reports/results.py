@@ -15,15 +15,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.records.jsonable import plain
 from longspan.training.callbacks.budget import find_budget
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from longspan.training.callbacks.evaluation import Evaluation
 from longspan.training.callbacks.throughput import Throughput, peak_memory
-from longspan.training.facts import RunFacts
 from longspan.training.loggers import CsvLogger, WandbRun
 from longspan.training.module import LongspanModule
-from longspan.training.plain import plain
-from longspan.training.step_clock import PHASES
+from longspan.training.performance.step_clock import PHASES
+from longspan.training.reports.facts import RunFacts
 from longspan.version import __version__
 
 # Name of the file in the run's directory.

@@ -27,9 +27,9 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.training import own_folders
-from longspan.training.config import SUPPLIED, ConfigError, locate, run_keys
-from longspan.training.errors import allowed_keys, explain
+from longspan.config import search_path as own_folders
+from longspan.config.instantiate import SUPPLIED, ConfigError, locate, run_keys
+from longspan.config.messages import allowed_keys, explain
 
 # The file from which a run is composed.
 PRIMARY = "train"

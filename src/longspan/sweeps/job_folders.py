@@ -15,9 +15,9 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from longspan.training.plain import IGNORED, plain
-from longspan.training.results import FILE, read_result
-from longspan.training.sweep import FAILURE_FILE
+from longspan.records.jsonable import IGNORED, plain
+from longspan.sweeps.table import FAILURE_FILE
+from longspan.training.reports.results import FILE, read_result
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def is_of_job(result: dict[str, Any], config: DictConfig) -> bool:
     """Whether a result is that of the job with this configuration, as far as it says.
 
     Args:
-        result: as `longspan.training.results.read_result` read it; an old one holds no configuration.
+        result: as `longspan.training.reports.results.read_result` read it; an old one holds no configuration.
         config: of the job, as for `job_settings`; it is resolved here, as the result's was.
 
     Raises:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from longspan.analysis.picture import ranges
 from longspan.training.callbacks.progress import clock
-from longspan.training.facts import PatternFacts, RunFacts
+from longspan.training.reports.facts import PatternFacts, RunFacts
 
 # Wide enough that no path is broken in a log file, where a line has no end.
 PLAIN_WIDTH = 240

@@ -1,0 +1,1 @@
+"""DeepSpeed's names: utilities, and the block of its configuration files."""

@@ -1,0 +1,1 @@
+"""What a run leaves, as names and shapes."""
