@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from longspan.config.instantiate import ConfigError, locate
+from longspan.config.instantiate import locate
+from longspan.errors import ConfigError
 from longspan.sparsity import custom, from_dict, registry
 from longspan.training import export
 

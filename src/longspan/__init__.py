@@ -7,7 +7,8 @@ nothing else there.
 from typing import TYPE_CHECKING, Any
 
 from longspan.attention import BertSparseSelfAttention, SparseSelfAttention
-from longspan.models import SparseAttentionUtils, sparsify
+from longspan.deepspeed import SparseAttentionUtils
+from longspan.models import sparsify
 from longspan.positions import extend
 from longspan.sparsity import (
     AShapeSparsityConfig,

@@ -6,7 +6,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from longspan.config import schemas
-from longspan.config.instantiate import ConfigError, instantiate
+from longspan.config.instantiate import instantiate
+from longspan.errors import ConfigError
 from longspan.sparsity import (
     BigBirdSparsityConfig,
     DifferenceSparsityConfig,

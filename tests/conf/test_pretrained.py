@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 from longspan.models import load_pretrained
 from longspan.models.pretrained import num_heads_of
 from longspan.training.run import build

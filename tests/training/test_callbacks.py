@@ -6,15 +6,16 @@ import lightning.pytorch as pl
 import pytest
 from rich.console import Console
 
+from longspan.console import format_duration
 from longspan.training.callbacks import throughput
-from longspan.training.callbacks.progress import TrainingProgress, clock
+from longspan.training.callbacks.progress import TrainingProgress
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.trainer import make_trainer, validate_if_missing
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
 def test_clock(seconds, text):
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def console(terminal):

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from longspan.config.compose import compose
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 
 
 def test_overrides_and_interpolations_are_those_of_the_command():

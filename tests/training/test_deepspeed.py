@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from longspan import from_deepspeed
 from longspan.config import schemas
 from longspan.config.instantiate import config_dir, instantiate
-from longspan.training.deepspeed import overrides
+from longspan.deepspeed.overrides import overrides
 
 BLOCKS = [
     {},

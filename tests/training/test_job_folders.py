@@ -11,7 +11,7 @@ import pytest
 from hydra.conf import HydraConf
 from omegaconf import OmegaConf
 
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 from longspan.sweeps import devices, job_folders
 from longspan.sweeps import launcher as launching
 from longspan.sweeps.job_folders import (

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from longspan.config.instantiate import ConfigError, instantiate
+from longspan.config.instantiate import instantiate
+from longspan.errors import ConfigError
 from longspan.models.layers import attention_of, self_attention_layers, sparsity_of
 from longspan.sparsity import BigBirdSparsityConfig, DenseSparsityConfig, LocalSlidingWindowSparsityConfig
 from longspan.training.export import export

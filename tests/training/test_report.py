@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from longspan.console import print_report
+from longspan.records.run_folder import read_result
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.loggers import CsvLogger
 from longspan.training.reports import facts
@@ -13,11 +15,10 @@ from longspan.training.reports.facts import pattern_facts, run_facts
 from longspan.training.reports.report import (
     comparison_table,
     end_report,
-    print_report,
     start_report,
     warn_unidirectional_pattern,
 )
-from longspan.training.reports.results import collect_result, read_result, write_result
+from longspan.training.reports.results import collect_result, write_result
 from longspan_kernels.layout import BlockLayout
 
 CORPUS = {

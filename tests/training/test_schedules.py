@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longspan.attention import SparseSelfAttention
 from longspan.config.compose import compose
-from longspan.config.instantiate import ConfigError, instantiate
+from longspan.config.instantiate import instantiate
 from longspan.data.objective import positions_in_documents
+from longspan.errors import ConfigError
 from longspan.models import sparsify
 from longspan.models.layers import attention_of, self_attention_layers, sparsity_of
 from longspan.sparsity import (

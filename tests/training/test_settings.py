@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 from longspan.training.callbacks.settings import (
     CORPUS_KEY,
     KEY,

@@ -26,10 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from longspan.analysis.reach import Reach, reach
 from longspan.config.compose import compose
-from longspan.config.instantiate import ConfigError
 from longspan.config.patterns import read_patterns
+from longspan.console import print_report
+from longspan.errors import ConfigError
 from longspan.sparsity import SparsityConfig
-from longspan.training.reports.report import print_report
 from longspan_kernels.layout import BlockLayout
 
 OWN = ("seq_len", "layers", "gradients", "out")

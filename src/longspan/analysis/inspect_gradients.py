@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from longspan.analysis.causality import leaks, model_seen_by_gradients, predicted
-from longspan.config.instantiate import ConfigError, instantiate
+from longspan.config.instantiate import instantiate
+from longspan.errors import ConfigError
 from longspan.models import sparsify
 
 if TYPE_CHECKING:

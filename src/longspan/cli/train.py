@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config import schemas
 from longspan.config import search_path as own_folders
-from longspan.config.instantiate import ConfigError, config_dir
+from longspan.config.instantiate import config_dir
 from longspan.config.messages import allowed_keys, describe
+from longspan.errors import ConfigError
 from longspan.sparsity import custom
 from longspan.training.checkpoints import NAMES
 

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from longspan.cli.train import USER_ERRORS, refuse_additions
 from longspan.config import schemas
-from longspan.config.instantiate import ConfigError, config_dir
+from longspan.config.instantiate import config_dir
 from longspan.config.messages import describe
+from longspan.errors import ConfigError
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

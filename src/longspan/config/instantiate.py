@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longspan.errors import ConfigError
 from longspan.models.pretrained import num_heads_of
 from longspan.sparsity import SparsityConfig
 
@@ -88,10 +89,6 @@ for _name, _resolver in (
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 _CONTROL_KEYS = ("_target_", "_partial_")
-
-
-class ConfigError(Exception):
-    """A mistake in the configuration: its message is for the user and needs no traceback."""
 
 
 def config_dir() -> Path:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from longspan.errors import nearest
 
 # What an option of Hydra's own groups needs, beside the packages that are always there.
 EXTRAS = {
@@ -32,12 +32,6 @@ def allowed_keys(node: DictConfig, wrong: str) -> str:
     if not keys:
         return "no key may stand here"
     return f"allowed: {', '.join(keys)}{nearest(wrong, keys)}"
-
-
-def nearest(wrong: str, options: Iterable[str]) -> str:
-    """` (did you mean …?)`, or nothing where no option is near."""
-    found = difflib.get_close_matches(wrong, list(options), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def explain(error: OmegaConfBaseException) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from longspan.config.instantiate import ConfigError, instantiate
+from longspan.config.instantiate import instantiate
+from longspan.errors import ConfigError
 from longspan.sparsity import SparsityConfig, layer_patterns
 
 

@@ -28,8 +28,9 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from longspan.config import search_path as own_folders
-from longspan.config.instantiate import SUPPLIED, ConfigError, locate, run_keys
+from longspan.config.instantiate import SUPPLIED, locate, run_keys
 from longspan.config.messages import allowed_keys, explain
+from longspan.errors import ConfigError
 
 # The file from which a run is composed.
 PRIMARY = "train"

@@ -9,7 +9,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 from longspan.sparsity import custom
 
 

@@ -1,1 +1,5 @@
 """DeepSpeed's names: utilities, and the block of its configuration files."""
+
+from longspan.deepspeed.sparse_attention_utils import SparseAttentionUtils
+
+__all__ = ["SparseAttentionUtils"]

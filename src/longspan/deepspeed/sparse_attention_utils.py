@@ -106,7 +106,7 @@ class SparseAttentionUtils:
     def replace_self_attention_layer_with_sparse_self_attention_layer(
         config: Any, layers: Layers, sparsity_config: SparsityConfig | None = None
     ) -> Layers:
-        """Make the self-attention of some layers sparse; see `longspan.deepspeed.layer_lists.sparsify_layers`.
+        """Make the self-attention of some layers sparse; see `layer_lists.sparsify_layers`.
 
         Args:
             config: the configuration of the model, ``model.config``.

@@ -1,6 +1,5 @@
 """Hugging Face models made sparse through transformers' own attention interface."""
 
-from longspan.deepspeed.sparse_attention_utils import SparseAttentionUtils
 from longspan.models.build import build_model
 from longspan.models.layers import sparsity_of
 from longspan.models.position_offset import position_offset
@@ -11,7 +10,6 @@ from longspan.models.sparsify import sparsify
 register_on_import()
 
 __all__ = [
-    "SparseAttentionUtils",
     "build_model",
     "load_pretrained",
     "position_offset",

@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from longspan.records.jsonable import IGNORED, plain
-from longspan.sweeps.table import FAILURE_FILE
-from longspan.training.reports.results import FILE, read_result
+from longspan.records.run_folder import FAILURE_FILE, RESULT_FILE, read_result
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def is_of_job(result: dict[str, Any], config: DictConfig) -> bool:
     """Whether a result is that of the job with this configuration, as far as it says.
 
     Args:
-        result: as `longspan.training.reports.results.read_result` read it; an old one holds no configuration.
+        result: as `longspan.records.run_folder.read_result` read it; an old one holds no configuration.
         config: of the job, as for `job_settings`; it is resolved here, as the result's was.
 
     Raises:
@@ -137,7 +136,7 @@ def number_of(name: str) -> tuple[int, str]:
 
 def finished_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a job that ended as it should; None for one that did not, or has not yet."""
-    if (folder / FAILURE_FILE).exists() or not (folder / FILE).is_file():
+    if (folder / FAILURE_FILE).exists() or not (folder / RESULT_FILE).is_file():
         return None
     result = read_result(folder)
     return result if result["status"] == "finished" else None

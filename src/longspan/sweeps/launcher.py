@@ -17,11 +17,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.config.instantiate import ConfigError
 from longspan.config.messages import EXTRAS
+from longspan.errors import ConfigError
+from longspan.records.run_folder import FAILURE_FILE
 from longspan.sweeps import devices
 from longspan.sweeps.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
-from longspan.sweeps.table import FAILURE_FILE, note_jobs, record_failure
+from longspan.sweeps.table import note_jobs, record_failure
 
 # Launchers that start several jobs on this machine and give each of them all devices.
 _BESIDE = ("JoblibLauncher", "LocalLauncher")

@@ -9,9 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from longspan.console import UNKNOWN, format_duration
 from longspan.records.jsonable import IGNORED
-from longspan.training.callbacks.progress import clock
-from longspan.training.reports.report import UNKNOWN
 
 Result = Mapping[str, Any]
 
@@ -23,7 +22,7 @@ def group_seeds(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]
     whole configuration: a result holds it resolved, and there `data.seed` is a number that follows the seed.
 
     Args:
-        results: what `longspan.training.reports.results.read_result` read, for each run.
+        results: what `longspan.records.run_folder.read_result` read, for each run.
 
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
@@ -77,7 +76,7 @@ def seeds_table(results: Sequence[Result], title: str = "Over seeds") -> Table |
             _spread(_losses(runs)),
             _spread(_figures(runs, lambda run: run["metrics"]["bits_per_byte"])),
             _whole(_figures(runs, lambda run: run["throughput"]["tokens_per_second"])),
-            clock(statistics.fmean(run["seconds"] for run in runs)),
+            format_duration(statistics.fmean(run["seconds"] for run in runs)),
             style="bold green" if best else None,
         )
     return table

@@ -15,12 +15,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from longspan.records.run_folder import FAILURE_FILE, JOBS_FILE, RESULT_FILE, TABLE_FILE, read_result
+
 log = logging.getLogger(__name__)
 
-FAILURE_FILE = "failure.json"
-TABLE_FILE = "comparison.txt"
-# The folders of the jobs that the last command asked for.
-JOBS_FILE = "jobs.json"
 # Those that this process asked for, by the sweep's folder: another command may run there at the same time.
 _asked: dict[Path, list[str]] = {}
 
@@ -57,8 +55,6 @@ def collect(folder: Path) -> Sweep:
     steps it was asked for. What failed of an earlier command in the same folder, and was not
     asked for again, is left out.
     """
-    from longspan.training.reports import results
-
     sweep = Sweep()
     jobs = folder / JOBS_FILE
     asked = _asked.get(folder.resolve())
@@ -68,7 +64,7 @@ def collect(folder: Path) -> Sweep:
         overrides = job / ".hydra" / "overrides.yaml"
         if not overrides.is_file():
             continue
-        result = results.read_result(job) if (job / results.FILE).is_file() else None
+        result = read_result(job) if (job / RESULT_FILE).is_file() else None
         finished = result is not None and result["status"] == "finished"
         if asked is not None and job.name not in asked and not finished:
             continue
@@ -114,8 +110,9 @@ class SweepTable(Callback):
 def compare(folder: Path) -> bool:
     """Print the comparison of a sweep's runs and write it into its folder; gives whether a job failed."""
     # Imported here: Hydra makes its callbacks for every command, and reports bring Lightning along.
+    from longspan.console import print_report
     from longspan.sweeps.seeds_table import seeds_table
-    from longspan.training.reports.report import comparison_table, print_report
+    from longspan.training.reports.report import comparison_table
 
     sweep = collect(folder)
     tables = [comparison_table(sweep.results, f"Sweep of {len(sweep.results) + len(sweep.failures)} runs")]

@@ -138,8 +138,9 @@ def _model(state: dict[str, Any], file: Path) -> PreTrainedModel:
 
 
 def _tokenizer(state: dict[str, Any], file: Path, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    from longspan.config.instantiate import ConfigError, instantiate
-    from longspan.models import SparseAttentionUtils
+    from longspan.config.instantiate import instantiate
+    from longspan.deepspeed import SparseAttentionUtils
+    from longspan.errors import ConfigError
     from longspan.positions import max_positions_of
 
     try:

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from longspan.analysis.start import warn_at_start
-from longspan.config.instantiate import ConfigError, instantiate
-from longspan.config.messages import nearest
+from longspan.config.instantiate import instantiate
 from longspan.config.patterns import distinct_patterns, read_patterns
+from longspan.console import print_report
 from longspan.data import Objective, Tokenizer
+from longspan.errors import ConfigError, nearest
 from longspan.models import sparsify
 from longspan.models.layers import self_attention_layers
 from longspan.positions import learned_limit
@@ -45,12 +46,7 @@ from longspan.training.loggers import CsvLogger, close_loggers
 from longspan.training.module import LongspanModule
 from longspan.training.reports.facts import run_facts, schedule_facts
 from longspan.training.reports.logged import describe_end, describe_start
-from longspan.training.reports.report import (
-    end_report,
-    print_report,
-    start_report,
-    warn_unidirectional_pattern,
-)
+from longspan.training.reports.report import end_report, start_report, warn_unidirectional_pattern
 from longspan.training.reports.results import collect_result, write_result
 from longspan.training.trainer import validate_if_missing
 

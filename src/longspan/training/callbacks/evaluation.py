@@ -16,10 +16,10 @@ from torch import Tensor
 from longspan.data.objective import IGNORE
 from longspan.data.repeats import last_occurrence
 from longspan.records.jsonable import plain
+from longspan.records.run_folder import EVALUATION_FILE
 from longspan.training.chunked_loss import TokenScores
 
 # Name of the file in the run's directory.
-FILE = "evaluation.json"
 
 
 class Evaluation(pl.Callback):
@@ -50,7 +50,7 @@ class Evaluation(pl.Callback):
         for name, value in (("position_buckets", position_buckets), ("ngram", ngram)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.path = Path(run_dir) / FILE
+        self.path = Path(run_dir) / EVALUATION_FILE
         self.position_buckets = position_buckets
         self.ngram = ngram
         self.written = False

@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from longspan.config.instantiate import ConfigError
 from longspan.data.tasks import Task
+from longspan.errors import ConfigError
 from longspan.training.callbacks.stages import in_words, spread, stage_at, whole_number
 
 

@@ -10,16 +10,10 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from longspan.console import format_duration
 from longspan.training.callbacks.budget import SecondsBudget
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.module import total_steps
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as `m:ss`, or `h:mm:ss` from an hour on."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -125,7 +119,7 @@ class TrainingProgress(ProgressBar):
             parts.append(f"{speed:,.0f} tokens/s")
         left = self.seconds_left(trainer)
         if left is not None:
-            parts.append(f"{clock(left)} left")
+            parts.append(f"{format_duration(left)} left")
         return "  ".join(parts)
 
     def seconds_left(self, trainer: pl.Trainer) -> float | None:

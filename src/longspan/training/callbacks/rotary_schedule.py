@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 from longspan.positions.rotary import check_rotary_options, extend_rotary, rotary_factor
 from longspan.positions.rotary_modules import RotaryState, restore_rotary, rotary_state
 

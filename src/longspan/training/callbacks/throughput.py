@@ -62,7 +62,7 @@ class Throughput(pl.Callback):
     numbers as float32, to seven digits; `costs` has whole numbers.
 
     `train/mfu` is the utilisation of model FLOPs (Chowdhery et al. 2022, "PaLM", appendix B): FLOPs a second
-    over the dense peak of the devices (`longspan.training.performance.peak_rates`), and `train/dense_mfu` the same with
+    over the dense peak of the devices (`performance/peak_rates.py`), and `train/dense_mfu` the same with
     `dense_flops`: what a dense model as fast as this one would have. Neither is logged on a device whose peak
     is not known. Where a model cannot be counted, the run warns and no FLOPs are logged.
 

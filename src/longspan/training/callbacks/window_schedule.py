@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.config.instantiate import ConfigError
+from longspan.errors import ConfigError
 from longspan.models.layers import CONFIG_KEY, attention_of, noted, self_attention_layers
 from longspan.sparsity import SparsityConfig
 from longspan.sparsity.mixture import patterns_in

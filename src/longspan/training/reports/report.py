@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from longspan.analysis.picture import ranges
-from longspan.training.callbacks.progress import clock
+from longspan.console import UNKNOWN, format_duration
 from longspan.training.reports.facts import PatternFacts, RunFacts
-
-# Wide enough that no path is broken in a log file, where a line has no end.
-PLAIN_WIDTH = 240
-UNKNOWN = "–"
-
-
-def print_report(report: RenderableType, file: TextIO | None = None) -> None:
-    """Print a report, with colours in a terminal, as plain text elsewhere; to standard output by default."""
-    stream = file or sys.stdout
-    if stream.isatty():
-        Console(file=stream, highlight=False).print(report)
-        return
-    plain = Console(file=stream, width=PLAIN_WIDTH, highlight=False)
-    with plain.capture() as captured:
-        plain.print(report)
-    # Rich fills every line up to the width.
-    stream.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
-    stream.flush()
 
 
 def warn_unidirectional_pattern(objective: str, sparsity: Any) -> None:
@@ -115,7 +96,7 @@ def end_report(result: Mapping[str, Any]) -> RenderableType:
     table.add_row("peak memory", f"{throughput['peak_memory_bytes'] / 2**30:.2f} GiB")
     for label, line in _cost_lines(result["cost"]):
         table.add_row(label, line)
-    table.add_row("wall time", clock(result["seconds"]))
+    table.add_row("wall time", format_duration(result["seconds"]))
     for name, path in {**result["checkpoints"], **result["files"]}.items():
         kind = "checkpoint" if name in result["checkpoints"] else "file"
         table.add_row(f"{name} {kind}" if kind == "checkpoint" else name, path or UNKNOWN)
@@ -160,7 +141,7 @@ def comparison_table(results: Sequence[Mapping[str, Any]], title: str = "Compari
             _number(result["metrics"]["val_loss"]),
             _number(result["metrics"]["bits_per_byte"]),
             _count(result["throughput"]["tokens_per_second"]),
-            clock(result["seconds"]),
+            format_duration(result["seconds"]),
             style="bold green" if best else None,
         )
     return table

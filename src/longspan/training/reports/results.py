@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from longspan.records.jsonable import plain
+from longspan.records.run_folder import RESULT_FILE
 from longspan.training.callbacks.budget import find_budget
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from longspan.training.callbacks.evaluation import Evaluation
@@ -26,8 +27,6 @@ from longspan.training.performance.step_clock import PHASES
 from longspan.training.reports.facts import RunFacts
 from longspan.version import __version__
 
-# Name of the file in the run's directory.
-FILE = "result.json"
 PACKAGES = ("torch", "lightning", "transformers")
 
 
@@ -121,18 +120,12 @@ def collect_result(
 
 def write_result(result: Mapping[str, Any], run_dir: str | Path) -> Path:
     """Write a result to `result.json` in `run_dir` and return the path; a reader never sees half a file."""
-    path = Path(run_dir) / FILE
+    path = Path(run_dir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(plain(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
-
-
-def read_result(path: str | Path) -> dict[str, Any]:
-    """Read the `result.json` of a run, given the file or the run's directory."""
-    path = Path(path)
-    return json.loads((path / FILE if path.is_dir() else path).read_text(encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:
@@ -148,7 +141,7 @@ def versions() -> dict[str, str]:
 
 
 def _files(facts: RunFacts, trainer: pl.Trainer) -> dict[str, str]:
-    files = {"result": str(Path(facts.output_dir) / FILE)}
+    files = {"result": str(Path(facts.output_dir) / RESULT_FILE)}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation) and callback.written:
             files["evaluation"] = str(callback.path)
