@@ -16,11 +16,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
-    line.split("  #")[0].strip() for line in re.findall(r"^    (python train\.py.*)$", README, flags=re.M)
-]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
+# This guide shows single commands and examples, as the README does; the others have tests of their own.
+SHOWN = README + (ROOT / "docs" / "longer-documents.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", SHOWN, flags=re.DOTALL)
+COMMANDS = [
+    line.split("  #")[0].strip() for line in re.findall(r"^    (python train\.py.*)$", SHOWN, flags=re.M)
+]
 
 
 def links_of(file: Path) -> list[tuple[str, Path]]:
@@ -29,7 +31,11 @@ def links_of(file: Path) -> list[tuple[str, Path]]:
     return [(f"{file.name}: {link}", file.parent / link) for link in found]
 
 
-LINKS = [link for file in (ROOT / "README.md", *GUIDES) for link in links_of(file)]
+LINKS = [
+    link
+    for file in (ROOT / "README.md", ROOT / "experiments" / "README.md", *GUIDES)
+    for link in links_of(file)
+]
 MAKE_TARGETS = re.findall(r"^    make (\w+)", README, flags=re.M)
 
 
