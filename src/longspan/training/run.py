@@ -25,7 +25,6 @@ from longspan.models import sparsify
 from longspan.models.layers import self_attention_layers
 from longspan.positions import learned_limit
 from longspan.sparsity import SparsityConfig
-from longspan.sweeps.table import sweep_name
 from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.budget import Budget, FlopBudget
 from longspan.training.callbacks.length_schedule import LengthSchedule
@@ -56,6 +55,7 @@ def train(
     overrides: Sequence[str] = (),
     runs_dir: str | Path | None = None,
     resume: bool = False,
+    sweep: str | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says, print what it will do and what it reached, and write result.json.
 
@@ -66,6 +66,7 @@ def train(
         resume: go on from the last checkpoint in this run's own folder, where there is one, whatever
             `ckpt_path` says; also from one at the end of training, whose run died before its result was
             written.
+        sweep: the name of the sweep that this run is a job of, which loggers group runs by; None outside of one.
 
     Returns:
         The result, as `longspan.training.reports.results.collect_result` describes it.
@@ -125,7 +126,7 @@ def train(
     if checkpoint is not None:
         print(f"Going on from {checkpoint}")
     keep_metrics_until(checkpoint, output_dir, loggers)
-    describe_start(loggers, facts, settings, module.model, sweep_name())
+    describe_start(loggers, facts, settings, module.model, sweep)
     interrupted = fit(trainer, module, data, checkpoint)
     if own and interrupted is None:
         validate_if_missing(trainer, module, data)
