@@ -23,6 +23,7 @@ from longspan.training.chunked_loss import (
     scored_positions,
     token_scores,
 )
+from longspan.training.horizon import total_steps
 from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
 # What the model is given besides input_ids, where the batch has it.
@@ -263,10 +264,3 @@ def validation_metrics(nats: float, tokens: float, num_bytes: float | None) -> d
     if num_bytes is not None:
         metrics["bits_per_byte"] = nats / math.log(2) / num_bytes if num_bytes else math.inf
     return metrics
-
-
-def total_steps(trainer: pl.Trainer) -> int | None:
-    """Return the number of optimizer steps of a training run; None where nothing bounds it but time."""
-    steps = trainer.estimated_stepping_batches
-    # Lightning gives -1 for a loader without length and without max_steps, and infinity for unbounded epochs.
-    return None if steps == -1 or math.isinf(steps) else int(steps)

@@ -66,7 +66,7 @@ def train(
         resume: go on from the last checkpoint in this run's own folder, where there is one, whatever
             `ckpt_path` says; also from one at the end of training, whose run died before its result was
             written.
-        sweep: the name of the sweep that this run is a job of, which loggers group runs by; None outside of one.
+        sweep: the name of the sweep that this run is a job of; loggers group runs by it. None outside of one.
 
     Returns:
         The result, as `longspan.training.reports.results.collect_result` describes it.

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from longspan.console import format_duration
 from longspan.training.callbacks.budget import SecondsBudget
 from longspan.training.callbacks.throughput import Throughput
-from longspan.training.module import total_steps
+from longspan.training.horizon import total_steps
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
