@@ -24,15 +24,14 @@ from longspan.errors import ConfigError, nearest
 from longspan.models import sparsify
 from longspan.models.layers import self_attention_layers
 from longspan.positions import learned_limit
+from longspan.records.settings import EXCEPT_ON_RESUME, MAY_CHANGE_ON_RESUME
 from longspan.sparsity import SparsityConfig
 from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.budget import Budget, FlopBudget
 from longspan.training.callbacks.length_schedule import LengthSchedule
 from longspan.training.callbacks.settings import (
     CORPUS_KEY,
-    FREE,
     KEY,
-    NOT_FREE,
     KeepSettings,
     changed_corpus,
     changed_settings,
@@ -261,8 +260,8 @@ def find_checkpoint(
     elif changes := changed_settings(state[KEY], settings):
         raise ConfigError(
             f"{checkpoint} is of a run with other settings: {'; '.join(changes)}. Go on with the same ones "
-            f"({', '.join(FREE)} may differ, but for {' and '.join(NOT_FREE)}), or begin anew without "
-            "ckpt_path"
+            f"({', '.join(MAY_CHANGE_ON_RESUME)} may differ, but for {' and '.join(EXCEPT_ON_RESUME)}), or "
+            "begin anew without ckpt_path"
         )
     step = state["global_step"]
     limit = OmegaConf.select(config, "trainer.max_steps")

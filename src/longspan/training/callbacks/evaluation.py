@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longspan.data.objective import IGNORE
 from longspan.data.repeats import last_occurrence
-from longspan.records.jsonable import plain
+from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import EVALUATION_FILE
 from longspan.training.chunked_loss import TokenScores
 
@@ -104,7 +104,7 @@ class Evaluation(pl.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
         # The loss of a run that diverged is no number that JSON has.
-        text = json.dumps(plain(found), indent=1, allow_nan=False)
+        text = json.dumps(to_jsonable(found), indent=1, allow_nan=False)
         unfinished.write_text(text + "\n", encoding="utf-8")
         os.replace(unfinished, self.path)
         self.written = True

@@ -8,30 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.records.settings import EXCEPT_ON_RESUME, MAY_CHANGE_ON_RESUME
+
 # Where the settings and the account of the corpus lie in a checkpoint.
 KEY = "settings"
 CORPUS_KEY = "corpus"
-
-# How long, where and with what arithmetic a run goes on, and what is noted of it, is for the new run to say.
-# Everything else is either restored from the checkpoint, whatever the new settings say, or would make it
-# another run halfway.
-FREE = (
-    "trainer",
-    "budget",
-    "callbacks",
-    "logger",
-    "output_dir",
-    "sweep",
-    "ckpt_path",
-    "compile",
-    "attention_backend",
-    "loss_chunk",
-    "data.pin_memory",
-)
-
-# What of these may not differ all the same: it is part of what a step computes, and a budget of tokens or
-# FLOPs was planned with it. With what they are where they are not given.
-NOT_FREE = {"trainer.accumulate_grad_batches": 1, "trainer.gradient_clip_val": 1.0}
 
 _ABSENT = "nothing"
 
@@ -95,8 +76,8 @@ def changed_corpus(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def _changes(before: Any, now: Any, where: str) -> Iterator[str]:
-    if where in FREE:
-        for name, default in NOT_FREE.items():
+    if where in MAY_CHANGE_ON_RESUME:
+        for name, default in EXCEPT_ON_RESUME.items():
             part, _, key = name.partition(".")
             if part == where:
                 old, new = _value(before, key, default), _value(now, key, default)

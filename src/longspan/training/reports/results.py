@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from longspan.records.jsonable import plain
+from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import RESULT_FILE
 from longspan.training.callbacks.budget import find_budget
 from longspan.training.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
@@ -123,7 +123,7 @@ def write_result(result: Mapping[str, Any], run_dir: str | Path) -> Path:
     path = Path(run_dir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(plain(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(to_jsonable(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
