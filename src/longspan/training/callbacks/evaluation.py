@@ -77,7 +77,7 @@ class Evaluation(pl.Callback):
         batch = {name: value.cpu() for name, value in batch.items() if isinstance(value, Tensor)}
         length = batch["labels"].shape[1]
         self._add("position", scores.positions % length, scores, length)
-        causal = pl_module.objective.name == "clm"  # type: ignore[union-attr]
+        causal = pl_module.objective.causal  # type: ignore[union-attr]
         distances = distances_of(batch, causal, self.ngram).flatten()[scores.positions]
         self._add("distance", distances, scores, length + 1)
         cells = getattr(trainer.datamodule, "cells", ())  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from longspan.records.settings import EXCEPT_ON_RESUME, MAY_CHANGE_ON_RESUME
 
 # Where the settings and the account of the corpus lie in a checkpoint.
-KEY = "settings"
+SETTINGS_KEY = "settings"
 CORPUS_KEY = "corpus"
 
 _ABSENT = "nothing"
@@ -35,7 +35,7 @@ class KeepSettings(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the settings and the account."""
-        checkpoint[KEY] = self.settings
+        checkpoint[SETTINGS_KEY] = self.settings
         checkpoint[CORPUS_KEY] = self.corpus
 
 
