@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 from omegaconf import OmegaConf
 
-from longspan.config.instantiate import config_dir
+from longspan.config.folders import config_dir
 from longspan.training.run import build
 
 FILE = OmegaConf.load(config_dir() / "experiment" / "compare_patterns.yaml")
