@@ -6,7 +6,7 @@ import importlib
 import pytest
 from omegaconf import OmegaConf
 
-from longspan.config.instantiate import config_dir
+from longspan.config.folders import config_dir
 from longspan.training.build import build
 
 FILE = OmegaConf.load(config_dir() / "experiment" / "compare_patterns.yaml")

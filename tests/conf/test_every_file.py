@@ -9,7 +9,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from longspan.config.instantiate import config_dir, instantiate
+from longspan.config.folders import config_dir
+from longspan.config.instantiate import instantiate
 from longspan.errors import ConfigError
 from longspan.positions import LEARNED_METHODS, ROTARY_METHODS
 from longspan.training.build import build

@@ -7,7 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from longspan.attention import SparseSelfAttention
-from longspan.config.instantiate import ALLOWED_PACKAGES, config_dir
+from longspan.config.folders import config_dir
+from longspan.config.instantiate import ALLOWED_PACKAGES
 from longspan.config.schemas import RunConfig
 from longspan.sparsity import PATTERNS
 from longspan.training.build import build

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import longspan
 from longspan.config import schemas
-from longspan.config.instantiate import config_dir
+from longspan.config.folders import config_dir
 from longspan.training.build import build
 from longspan.training.run import train
 

@@ -10,6 +10,9 @@ from longspan.models.architectures import ARCHITECTURES, Request
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Arguments that a run hands to what makes its model: no keys of a configuration.
+SUPPLIED_BY_RUN = ("objective", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+
 
 def build_model(
     architecture: str,
@@ -114,6 +117,9 @@ def build_model(
     if gradient_checkpointing:
         enable_checkpointing(model)
     return model.train()
+
+
+build_model.supplied_by_run = SUPPLIED_BY_RUN  # type: ignore[attr-defined]
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

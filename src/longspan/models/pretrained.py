@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from longspan.data.objective import Objective, is_causal
-from longspan.models.build import enable_checkpointing
+from longspan.models.build import SUPPLIED_BY_RUN, enable_checkpointing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -84,6 +84,9 @@ def load_pretrained(
     if gradient_checkpointing:
         enable_checkpointing(model)
     return model.train()
+
+
+load_pretrained.supplied_by_run = SUPPLIED_BY_RUN  # type: ignore[attr-defined]
 
 
 def load_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:

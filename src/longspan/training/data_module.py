@@ -51,6 +51,8 @@ class DataModule(LightningDataModule):
 
     """
 
+    supplied_by_run = ("tokenizer", "objective")
+
     def __init__(
         self,
         corpus: Corpus | Task,

@@ -109,3 +109,6 @@ def make_trainer(
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
+
+
+make_trainer.supplied_by_run = ("callbacks", "loggers")  # type: ignore[attr-defined]
