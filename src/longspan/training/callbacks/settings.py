@@ -1,16 +1,16 @@
-"""The settings and the corpus of a run inside its checkpoints, so that a run on others can be refused."""
+"""The settings and the corpus of a run inside its checkpoints, to refuse a run with other ones."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 
+from longspan.records.jsonable import to_jsonable
 from longspan.records.settings import EXCEPT_ON_RESUME, MAY_CHANGE_ON_RESUME
 
-# Where the settings and the account of the corpus lie in a checkpoint.
+# The keys of the settings and of the account of the corpus in a checkpoint.
 SETTINGS_KEY = "settings"
 CORPUS_KEY = "corpus"
 
@@ -18,18 +18,19 @@ _ABSENT = "nothing"
 
 
 class KeepSettings(pl.Callback):
-    """Writes the settings of a run into each of its checkpoints, and its corpus's account, as plain types.
+    """Writes the settings of a run and the account of its corpus into each of its checkpoints.
 
     Args:
         settings: the resolved configuration.
-        corpus: the account of the corpus, as `CorpusInfo.to_dict` gives it: the files that the settings name
-            may be other ones by the time that the run goes on.
+        corpus: the account of the corpus, as `CorpusInfo.to_dict` returns it. The settings name files, and
+            the files may have changed when the run resumes.
 
     """
 
     def __init__(self, settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> None:
-        self.settings = plain(settings)
-        self.corpus = plain(corpus)
+        # Plain types, which torch.load reads with weights_only=True.
+        self.settings = to_jsonable(settings)
+        self.corpus = to_jsonable(corpus)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -39,32 +40,27 @@ class KeepSettings(pl.Callback):
         checkpoint[CORPUS_KEY] = self.corpus
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in types that JSON has, which torch.load reads with weights_only=True."""
-    return json.loads(json.dumps(settings, default=str))
-
-
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say which settings differ that may not, as `optimizer.lr: 0.003 before, 0.001 now`.
+    """Return the settings that differ and may not, as `optimizer.lr: 0.003 before, 0.001 now`.
 
-    Where a part is made of another `_target_`, that is said, and nothing of its arguments.
+    Of a part with another `_target_` the targets are returned and none of the arguments.
 
     Args:
-        before: the settings that a checkpoint holds.
-        now: those of the run that is to go on from it.
+        before: the settings in a checkpoint.
+        now: the settings of the run that is to resume from it.
 
     """
-    return list(_changes(plain(before), plain(now), ""))
+    return list(_changes(to_jsonable(before), to_jsonable(now), ""))
 
 
 def changed_corpus(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say which sides of a corpus hold other documents, as `train: sha256 1a… before, 2b… now`.
+    """Return the sides of a corpus that hold other documents, as `train: sha256 1a… before, 2b… now`.
 
-    What has no digest, as a stream or the texts of a task, is not compared: it is what the settings say.
+    A stream and the texts of a task have no digest: the settings alone identify them.
 
     Args:
-        before: the account of the corpus that a checkpoint holds.
-        now: that of the run that is to go on from it.
+        before: the account of the corpus in a checkpoint.
+        now: the account of the run that is to resume from it.
 
     """
     digests = {side: (before[side]["sha256"], now[side]["sha256"]) for side in ("train", "validation")}
