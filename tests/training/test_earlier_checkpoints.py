@@ -12,7 +12,7 @@ import torch
 
 from longspan.config.compose import compose
 from longspan.training.build import read_settings
-from longspan.training.callbacks.settings import changed_settings
+from longspan.training.resuming import changed_settings
 from longspan.training.run import train
 
 EARLIER = json.loads(Path(__file__).with_name("earlier_checkpoints.json").read_text())

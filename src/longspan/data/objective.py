@@ -251,7 +251,7 @@ class CausalLanguageModeling(Objective):
 
 
 # The shipped objectives, for functions that take one by its name.
-OBJECTIVES: dict[str, type[Objective]] = {
+OBJECTIVES: dict[str, type[MaskedLanguageModeling] | type[CausalLanguageModeling]] = {
     objective.name: objective for objective in (MaskedLanguageModeling, CausalLanguageModeling)
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from longspan.data import Objective
 from longspan.models import position_offset
 from longspan.models.head import split_head
 from longspan.training.callbacks.budget import SecondsBudget, find_budget
@@ -28,28 +29,6 @@ from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
 # What the model is given besides input_ids, where the batch has it.
 OPTIONAL_INPUTS = ("position_ids", "document_ids")
-
-
-class Objective(Protocol):
-    """What the module needs of an objective."""
-
-    name: str
-    # Whether labels are the next tokens.
-    causal: bool
-
-    @property
-    def attention(self) -> str:
-        """What a position may see of the sequence: "bidirectional" or "unidirectional"."""
-        ...
-
-    @property
-    def scored_share(self) -> float:
-        """The share of the positions that are scored, on average."""
-        ...
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over the labels that are not -100."""
-        ...
 
 
 class LongspanModule(pl.LightningModule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ from typing import Any
 import torch
 
 from longspan.errors import ConfigError
+from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import CHECKPOINTS_FOLDER
 from longspan.records.settings import EXCEPT_ON_RESUME, MAY_CHANGE_ON_RESUME
 from longspan.training.build import Run
-from longspan.training.callbacks.settings import CORPUS_KEY, SETTINGS_KEY, changed_corpus, changed_settings
+from longspan.training.callbacks.settings import CORPUS_KEY, SETTINGS_KEY
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.checkpoints import resolve_checkpoint
 from longspan.training.loggers import CsvLogger
+
+# How messages write the value of a setting that is not there.
+_ABSENT = "nothing"
 
 
 @dataclass(frozen=True)
@@ -157,3 +161,62 @@ def drop_later_metrics(checkpoint: Checkpoint | None, run: Run) -> None:
     for logger in run.loggers:
         if isinstance(logger, CsvLogger):
             logger.keep_until(checkpoint.step)
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ and may not, as `optimizer.lr: 0.003 before, 0.001 now`.
+
+    Of a part with another `_target_` the targets are returned and none of the arguments.
+
+    Args:
+        before: the settings in a checkpoint.
+        now: the settings of the run that is to resume from it.
+
+    """
+    return list(_differences(to_jsonable(before), to_jsonable(now), ""))
+
+
+def changed_corpus(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the sides of a corpus that hold other documents, as `train: sha256 1a… before, 2b… now`.
+
+    A stream and the texts of a task have no digest: the settings alone identify them.
+
+    Args:
+        before: the account of the corpus in a checkpoint.
+        now: the account of the run that is to resume from it.
+
+    """
+    digests = {side: (before[side]["sha256"], now[side]["sha256"]) for side in ("train", "validation")}
+    return [
+        f"{side}: sha256 {old} before, {new} now"
+        for side, (old, new) in digests.items()
+        if None not in (old, new) and old != new
+    ]
+
+
+def _differences(before: Any, now: Any, where: str) -> Iterator[str]:
+    if where in MAY_CHANGE_ON_RESUME:
+        for name, default in EXCEPT_ON_RESUME.items():
+            part, _, key = name.partition(".")
+            if part == where:
+                old, new = _value(before, key, default), _value(now, key, default)
+                if old != new:
+                    yield f"{name}: {old!r} before, {new!r} now"
+        return
+    if before == now:
+        return
+    if before == _ABSENT and now in (None, {}):
+        # A key that the earlier run did not have, and that is empty now.
+        return
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        yield f"{where}: {before!r} before, {now!r} now"
+    elif before.get("_target_") != now.get("_target_"):
+        yield f"{where}: {before.get('_target_', _ABSENT)} before, {now.get('_target_', _ABSENT)} now"
+    else:
+        for key in dict.fromkeys([*before, *now]):
+            name = f"{where}.{key}" if where else key
+            yield from _differences(before.get(key, _ABSENT), now.get(key, _ABSENT), name)
+
+
+def _value(settings: Any, key: str, default: Any) -> Any:
+    return settings.get(key, default) if isinstance(settings, Mapping) else default

@@ -12,17 +12,11 @@ from longspan.errors import ConfigError
 from longspan.training import resuming
 from longspan.training.build import read_settings
 from longspan.training.callbacks.budget import SecondsBudget
-from longspan.training.callbacks.settings import (
-    CORPUS_KEY,
-    SETTINGS_KEY,
-    KeepSettings,
-    changed_corpus,
-    changed_settings,
-)
+from longspan.training.callbacks.settings import CORPUS_KEY, SETTINGS_KEY, KeepSettings
 from longspan.training.callbacks.stages import Stage
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.fitting import fit
-from longspan.training.resuming import Checkpoint
+from longspan.training.resuming import Checkpoint, changed_corpus, changed_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
 
