@@ -1,4 +1,4 @@
-"""A trained model out again: an ordinary Hugging Face folder from a run.
+"""Export of a trained model: an ordinary Hugging Face folder from a run.
 
 python -m longspan.training.export RUN FOLDER
 """
@@ -19,9 +19,9 @@ from longspan.training.checkpoints import NAMES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What the LightningModule, and torch.compile where a module was wrapped, put before the names of parameters.
+# Prefixes of the names of parameters: of the LightningModule, and of a module wrapped by torch.compile.
 _MODULE, _COMPILED = "model.", "_orig_mod."
-# What transformers' tokenizers take for no limit.
+# The value that means no limit to transformers' tokenizers.
 _NO_LIMIT = int(1e30)
 
 
@@ -126,7 +126,7 @@ def _model(state: dict[str, Any], file: Path) -> PreTrainedModel:
     }
     config_class: Any = model_class.config_class
     config = config_class.from_dict(state["architecture"]["config"])
-    # The fresh weights are drawn for nothing: the caller's random numbers shall not notice.
+    # The random weights are overwritten at once; drawing them must not change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         model = model_class(config)
     floating = next(value.dtype for value in weights.values() if value.is_floating_point())
