@@ -15,8 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `<dirpath>/best.ckpt`, the state with the lowest `monitor` at a validation.
 
-    A run that resumes from another directory starts with the best of that run: it writes `best.ckpt` only when
-    it gets better. Until then the best is the other run's file, which is left as it is.
+    A run that resumes from another directory starts with the best of that run: it writes `best.ckpt` only
+    when it gets better. Until then the best is the other run's file, which is left as it is.
 
     Args:
         dirpath: where the file lies.

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def log_configuration(loggers: Iterable[Logger], configuration: Mapping[str, Any]) -> None:
-    """Write the configuration, nested as it is, and whatever else describes the run, to every logger.
+    """Write the configuration, nested as it is, to every logger.
 
     Args:
         loggers: the trainer's loggers.
-        configuration: nested mappings, lists, strings and numbers; for instance the resolved configuration
-            with the facts of the corpus beside it.
+        configuration: nested mappings, lists, strings and numbers, such as the resolved configuration with
+            the account of the corpus.
 
     """
     for logger in loggers:
@@ -30,7 +30,7 @@ def log_configuration(loggers: Iterable[Logger], configuration: Mapping[str, Any
 
 
 def log_summary(loggers: Iterable[Logger], figures: Mapping[str, float | None]) -> None:
-    """Write figures of the whole run to the summaries of Weights & Biases, those that are known."""
+    """Write figures of the whole run to the summaries of Weights & Biases; None is left out."""
     known = {name: value for name, value in figures.items() if value is not None}
     for logger in loggers:
         if isinstance(logger, WandbRun):
@@ -43,7 +43,7 @@ def log_picture(loggers: Iterable[Logger], name: str, draw: Callable[[], Figure]
     Args:
         loggers: the trainer's loggers.
         name: what to call it.
-        draw: makes the figure; called only where it is logged.
+        draw: makes the figure; called only if a logger takes it.
 
     """
     for logger in loggers:
@@ -66,7 +66,7 @@ def _log_figure(logger: WandbRun, name: str, draw: Callable[[], Figure]) -> None
 
 
 def close_loggers(loggers: Iterable[Logger]) -> None:
-    """Finish the loggers of a run, so that the next run of this process starts its own."""
+    """Finish the loggers of a run, so that the next run of this process opens new ones."""
     for logger in loggers:
         logger.finalize("success")
         if isinstance(logger, WandbRun):

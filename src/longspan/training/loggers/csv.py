@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class _MetricsFile(ExperimentWriter):
-    """Writes below what a file already holds, which Lightning's writer deletes: a resumed run keeps it."""
+    """Appends to an existing file, which Lightning's writer would delete: a resumed run keeps its rows."""
 
     def _check_log_dir_exists(self) -> None:
         if self._fs.isfile(self.metrics_file_path):
@@ -22,7 +22,7 @@ class _MetricsFile(ExperimentWriter):
 
 
 class CsvLogger(CSVLogger):
-    """Writes `<run_dir>/metrics.csv`, a row at each log, on the disk at once, and `<run_dir>/hparams.yaml`.
+    """Writes `<run_dir>/metrics.csv`, flushed after each row, and `<run_dir>/hparams.yaml`.
 
     Args:
         run_dir: the run's directory.
@@ -44,17 +44,14 @@ class CsvLogger(CSVLogger):
 
     @rank_zero_only
     def keep_until(self, steps: int) -> None:
-        """Take out of the file what was logged after so many optimizer steps; call it before the first log.
-
-        A line that was cut off in the middle goes too.
-        """
+        """Remove rows after `steps` optimizer steps and incomplete ones; call it before the first log."""
         path = Path(self.metrics_file)
         if not path.is_file():
             return
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             names = list(rows.fieldnames or [])
-            # Counted from 0: the row of the last of them has the number below.
+            # Steps are counted from 0: the last row to keep has the number `steps - 1`.
             kept = [row for row in rows if None not in row.values() and int(row["step"] or steps) < steps]
         unfinished = path.with_suffix(".tmp")
         with unfinished.open("w", newline="", encoding="utf-8") as file:

@@ -18,9 +18,8 @@ MAX_TAG, MAX_NAME = 64, 128
 class WandbRun(WandbLogger):
     """Logs to Weights & Biases, offline unless asked otherwise: no account, no network, no output.
 
-    All its files, cache and settings too, lie in `<run_dir>/wandb`. `wandb sync` uploads an offline run. A
-    run that is resumed in the same directory goes on under the id that it had, which is kept in
-    `<run_dir>/wandb/run_id`.
+    All files, cache and settings too, lie in `<run_dir>/wandb`. `wandb sync` uploads an offline run. A run
+    that resumes in the same directory keeps its id, which is in `<run_dir>/wandb/run_id`.
 
     Args:
         run_dir: the run's directory.
@@ -53,7 +52,7 @@ class WandbRun(WandbLogger):
             tags=None if tags is None else list(tags),
             entity=entity,
             mode="offline" if offline else "online",
-            # A run of its own, whatever else is open in this process: a sweep has one after the other.
+            # A new run, also if another one is open in this process: the jobs of a sweep follow each other.
             reinit="create_new",
             settings={
                 "silent": offline,
@@ -72,7 +71,7 @@ class WandbRun(WandbLogger):
         """The run, opened at the first use."""
         if self._experiment is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Weights & Biases keeps these in the home directory otherwise, and reads them when a run opens.
+            # Weights & Biases would put these into the home directory; it reads them when a run opens.
             places = {
                 name: str(self.folder / name.lower()) for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")
             }
@@ -87,7 +86,7 @@ class WandbRun(WandbLogger):
                 kept.write_text(f"{run.id}\n")
                 return run
             finally:
-                # Lightning leaves WANDB_MODE=dryrun behind, which a later online run here would obey.
+                # Lightning leaves WANDB_MODE=dryrun, which would keep a later run of this process offline.
                 for name, value in before.items():
                     if value is None:
                         os.environ.pop(name, None)
@@ -96,11 +95,11 @@ class WandbRun(WandbLogger):
         return self._experiment
 
     def introduce(self, name: str, tags: Sequence[str], group: str | None) -> None:
-        """Fill in what the configuration left open; call it before anything is logged.
+        """Set the name, tags and group that the configuration left open; call it before anything is logged.
 
         Args:
             name: of the run.
-            tags: labels; what is longer than Weights & Biases allows is cut.
+            tags: labels; cut to the length that Weights & Biases allows.
             group: of the run, or None.
 
         """
@@ -110,7 +109,7 @@ class WandbRun(WandbLogger):
                 self._wandb_init[key] = value
 
     def close(self, failed: bool = False) -> None:
-        """Finish the run: write what is left and mark how it ended."""
+        """Finish the run: write the remaining data and the exit status."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=int(failed))
             self._experiment = None

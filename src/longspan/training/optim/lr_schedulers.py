@@ -42,8 +42,8 @@ def _known(total_steps: int | None, name: str) -> int:
 
 
 def _lambda(optimizer: Optimizer, warmup: int, after: Callable[[int], float]) -> LambdaLR:
-    # A plain function: LambdaLR writes no state of it into a checkpoint, so the configuration of the resumed
-    # run decides, not the one of the interrupted run.
+    # A plain function: LambdaLR writes no state of it into a checkpoint, so the resumed run follows its own
+    # configuration, not that of the interrupted run.
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -53,13 +53,13 @@ def _lambda(optimizer: Optimizer, warmup: int, after: Callable[[int], float]) ->
 
 
 def _progress(step: int, warmup: int, total: int) -> float:
-    """Return how far training is after the warm-up, in [0, 1]: 0 at its end, 1 at step `total`."""
+    """Return the progress after the warm-up, in [0, 1]: 0 at the end of the warm-up, 1 at step `total`."""
     return min(1.0, (step - warmup) / max(1, total - warmup))
 
 
 @dataclass(frozen=True)
 class _Decay(ABC):
-    """Linear warm-up, then down to `min_ratio` of the peak, in a way of the subclass's own."""
+    """Linear warm-up, then a decay to `min_ratio` of the peak, which the subclass defines."""
 
     warmup_steps: int | None = None
     warmup_fraction: float = 0.05
@@ -70,8 +70,8 @@ class _Decay(ABC):
         _check_ratio(self.min_ratio)
 
     @abstractmethod
-    def _left(self, progress: float) -> float:
-        """Share of the way from `min_ratio` to the peak that is left: 1 at progress 0, 0 at progress 1."""
+    def _remaining(self, progress: float) -> float:
+        """Return the remaining share of the way down to `min_ratio`: 1 at progress 0, 0 at progress 1."""
 
     def __call__(self, optimizer: Optimizer, total_steps: int | None) -> LambdaLR:
         """Return the schedule over `total_steps` optimizer steps; ValueError when the number is not known."""
@@ -80,7 +80,7 @@ class _Decay(ABC):
         warmup = _warmup(self.warmup_steps, self.warmup_fraction, total, name)
 
         def after(step: int) -> float:
-            return self.min_ratio + (1 - self.min_ratio) * self._left(_progress(step, warmup, total))
+            return self.min_ratio + (1 - self.min_ratio) * self._remaining(_progress(step, warmup, total))
 
         return _lambda(optimizer, warmup, after)
 
@@ -98,7 +98,7 @@ class Cosine(_Decay):
 
     min_ratio: float = 0.1
 
-    def _left(self, progress: float) -> float:
+    def _remaining(self, progress: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -113,7 +113,7 @@ class Linear(_Decay):
 
     """
 
-    def _left(self, progress: float) -> float:
+    def _remaining(self, progress: float) -> float:
         return 1 - progress
 
 
