@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from longspan import user_folders
 from longspan.config.instantiate import locate
 from longspan.errors import ConfigError
 from longspan.sparsity import custom, from_dict, registry
@@ -40,7 +41,7 @@ def reader(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(custom.VARIABLE, "")
+    monkeypatch.setenv(user_folders.VARIABLE, "")
     monkeypatch.setattr(registry, "_patterns", dict(registry.PATTERNS))
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("longspan.sparsity.custom.")]:
@@ -85,7 +86,7 @@ def test_every_line_of_the_guide(reader, command, monkeypatch):
 def test_flag_and_variable_find_the_options_and_check_their_arguments(reader, command, monkeypatch, how):
     before = ["--config-dir", "mine"] if how == "flag" else []
     if how == "variable":
-        monkeypatch.setenv(custom.VARIABLE, f"{reader / 'mine'}{os.pathsep}{reader}")
+        monkeypatch.setenv(user_folders.VARIABLE, f"{reader / 'mine'}{os.pathsep}{reader}")
     status, out, err = command(
         *before, "--cfg", "job", "-p", "sparsity", "sparsity=tree", "sparsity.block=32"
     )
@@ -121,23 +122,23 @@ def test_without_the_folder(reader, command, monkeypatch):
     status, _, err = command("sparsity=tree")
     assert status == 1
     assert "no option 'tree' in the group sparsity; options: a_shape, attention_sinks" in err
-    monkeypatch.setenv(custom.VARIABLE, str(reader))
+    monkeypatch.setenv(user_folders.VARIABLE, str(reader))
     with pytest.raises(ValueError, match=rf"names \(now: {re.escape(str(reader / 'sparsity'))}\)"):
         from_dict({"name": "tree", "num_heads": 2})
     # Named later, it is found: nothing was remembered.
-    monkeypatch.setenv(custom.VARIABLE, "mine")
+    monkeypatch.setenv(user_folders.VARIABLE, "mine")
     assert locate(TARGET) is type(from_dict({"name": "tree", "num_heads": 2}))
 
 
 @pytest.mark.parametrize("name", ["../tree", "tree.other", "os", "", None, 3, "__init__"])
 def test_names_that_are_no_module_of_the_folder(reader, monkeypatch, name):
-    monkeypatch.setenv(custom.VARIABLE, "mine")
+    monkeypatch.setenv(user_folders.VARIABLE, "mine")
     with pytest.raises(ValueError, match="name must be one of dense"):
         from_dict({"name": name, "num_heads": 2})
 
 
 def test_what_a_module_of_the_folder_has_imported_is_no_target(reader, monkeypatch):
-    monkeypatch.setenv(custom.VARIABLE, "mine")
+    monkeypatch.setenv(user_folders.VARIABLE, "mine")
     (reader / "mine" / "sparsity" / "loose.py").write_text("from os import system\nimport absent_module\n")
     with pytest.raises(ConfigError, match=r"_target_=.*: No module named 'absent_module'"):
         locate("longspan.sparsity.custom.loose.system")
@@ -158,7 +159,7 @@ def test_a_folder_that_is_none(reader, command, monkeypatch):
     status, _, err = command("--config-dir", str(odd), "sparsity=tree")
     assert status == 1
     assert f"must not have '{os.pathsep}' in its name" in err
-    monkeypatch.setenv(custom.VARIABLE, "yours")
+    monkeypatch.setenv(user_folders.VARIABLE, "yours")
     status, _, err = command("sparsity=tree")
     assert status == 1
     assert f"LONGSPAN_PATH names {reader / 'yours'}, which is no folder" in err

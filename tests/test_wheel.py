@@ -58,7 +58,7 @@ def test_the_installed_command_trains(wheel, tmp_path):
         key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
 
-    where = "import longspan.config.instantiate as c; print(longspan.__file__); print(c.config_dir())"
+    where = "import longspan.config.folders as c; print(longspan.__file__); print(c.config_dir())"
     found = subprocess.run(
         [python, "-c", where], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )

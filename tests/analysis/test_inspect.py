@@ -8,7 +8,7 @@ import pytest
 from longspan.analysis.inspect import inspect, main, patterns_of, split_arguments
 from longspan.analysis.inspect_report import _distances, _percent
 from longspan.config.compose import compose
-from longspan.config.instantiate import config_dir
+from longspan.config.folders import config_dir
 from longspan.errors import ConfigError
 from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
 

@@ -10,7 +10,8 @@ from transformers import AlbertConfig
 from longspan.analysis import break_even
 from longspan.analysis.start import of_albert, start_warnings, warn_at_start
 from longspan.config.compose import compose
-from longspan.config.instantiate import config_dir, instantiate
+from longspan.config.folders import config_dir
+from longspan.config.instantiate import instantiate
 from longspan.models import build_model, sparsify
 from longspan.sparsity import (
     BigBirdSparsityConfig,

@@ -7,7 +7,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from longspan.config import schemas
-from longspan.config.instantiate import config_dir
+from longspan.config.folders import config_dir
 
 # A corpus of a few kilobytes in place of the standard library, whose reading takes seconds.
 TEXT = "".join(f"def function_{i}(x):\n    return x * {i * i} + {i}\n\n" for i in range(800))

@@ -8,7 +8,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from longspan.config import schemas
-from longspan.config.instantiate import config_dir
+from longspan.config.folders import config_dir
 from longspan.training.run import train
 from longspan_kernels.backends import BACKENDS, Backend
 

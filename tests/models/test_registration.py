@@ -59,7 +59,7 @@ mine = registries()
 assert all("longspan" in registry for registry in mine)
 assert not waiting()
 from longspan.models import registration
-registration.register_on_import()
+registration.register()
 assert registries() == mine and not waiting()
 name, values = logits()
 assert name == "sdpa"

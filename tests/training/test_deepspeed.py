@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 
 from longspan import from_deepspeed
 from longspan.config import schemas
-from longspan.config.instantiate import config_dir, instantiate
+from longspan.config.folders import config_dir
+from longspan.config.instantiate import instantiate
 from longspan.deepspeed.overrides import overrides
 
 BLOCKS = [

@@ -10,7 +10,8 @@ from lightning.pytorch import Callback
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longspan.config import schemas
-from longspan.config.instantiate import config_dir, instantiate
+from longspan.config.folders import config_dir
+from longspan.config.instantiate import instantiate
 from longspan.errors import ConfigError
 from longspan.positions.rotary import extend_rotary, rotary_factor, rotary_positions
 from longspan.training.callbacks.checkpoint import LastCheckpoint

@@ -26,12 +26,12 @@ from longspan.sparsity import (
 from longspan.training.callbacks.architecture import KeepArchitecture
 from longspan.training.callbacks.checkpoint import LastCheckpoint
 from longspan.training.callbacks.length_schedule import LengthSchedule, cut
-from longspan.training.callbacks.settings import changed_settings
 from longspan.training.callbacks.stages import spread, stage_at, warn_of_unreached
 from longspan.training.callbacks.window_schedule import WindowSchedule, takes, with_value
 from longspan.training.export import export
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW
+from longspan.training.resuming import changed_settings
 from longspan.training.run import train
 from longspan.training.trainer import make_trainer
 

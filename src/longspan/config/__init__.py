@@ -1,1 +1,5 @@
 """From YAML and overrides to checked objects."""
+
+from longspan.config import resolvers
+
+resolvers.register()

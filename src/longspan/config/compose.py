@@ -1,7 +1,4 @@
-"""The configuration of a run, for a command that starts none: the files, overrides and schemas of train.py.
-
-Beside the command line itself this is the one place that knows Hydra.
-"""
+"""The configuration that train.py would run, for a command that starts no run."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig
 
-from longspan.cli.train import USER_ERRORS, refuse_additions
 from longspan.config import schemas
-from longspan.config.instantiate import config_dir
-from longspan.config.messages import describe
+from longspan.config.additions import refuse_additions
+from longspan.config.folders import config_dir
+from longspan.config.messages import USER_ERRORS, describe
 from longspan.errors import ConfigError
 
 
@@ -33,4 +30,4 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             return hydra.compose(schemas.PRIMARY, overrides=list(overrides))
     except USER_ERRORS as error:
-        raise ConfigError(describe(error, config_dir())) from error
+        raise ConfigError(describe(error)) from error

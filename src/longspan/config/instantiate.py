@@ -1,107 +1,29 @@
-"""Where the configuration lies, and how an object is made of a part of it.
+"""How an object is made of a part of a configuration: an OmegaConf node, a dictionary or a list.
 
-Nothing here knows Hydra: a configuration is an OmegaConf node, a dictionary or a list.
+A class or function may say what a run has to do with its arguments:
+
+- `supplied_by_run = ("tokenizer", "objective")`: the run hands these to it beside its configuration. They are
+  no keys there, so that none can be set and then be overruled.
+- `read_by_run = {"layers": str | None}`: further keys of its configuration, with their types, which the run
+  reads itself. All of them may be null.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from longspan.errors import ConfigError
-from longspan.models.pretrained import num_heads_of
-from longspan.sparsity import SparsityConfig
 
 # A configuration file may come from anywhere; what it may call may not.
 ALLOWED_PACKAGES = ("longspan", "torch", "lightning", "transformers", "datasets", "functools")
 
-# What the run hands to these beside their configuration, by target: no key of a configuration, so that none
-# can be set there and then be overruled.
-SUPPLIED: dict[str, tuple[str, ...]] = {
-    "longspan.training.data_module.DataModule": ("tokenizer", "objective"),
-    "longspan.models.build.build_model": (
-        "objective",
-        "vocab_size",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-    ),
-    "longspan.models.pretrained.load_pretrained": (
-        "objective",
-        "vocab_size",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-    ),
-    "longspan.positions.extend": ("model", "sparsity", "tokenizer", "backend"),
-    "longspan.training.trainer.make_trainer": ("callbacks", "loggers"),
-}
-
-# What the run reads beside the arguments of a target, by the class that the target derives from: keys of its
-# configuration, with their types, that are no arguments. All of them may be null, which says nothing.
-RUN_KEYS: tuple[tuple[type, dict[str, Any]], ...] = ((SparsityConfig, {"layers": str | None}),)
-
-# `${heads_of:name}` is the number of heads of a pretrained model, which stands in its own config.json.
-OmegaConf.register_new_resolver("heads_of", num_heads_of, replace=True)
-
-
-def _sweep_folder(name: str | None, otherwise: str) -> str:
-    """The name of a sweep's folder, for `${sweep_folder:…}`."""
-    if name is None:
-        return otherwise
-    if not re.fullmatch(r"\w[\w.=+-]*", str(name)):
-        raise ValueError(f"sweep={name} must be the name of a folder: letters, digits and any of _ . = + -")
-    return str(name)
-
-
-def _jobs_at_once(accelerator: str) -> int:
-    """How many jobs of a sweep this machine has a device for, for `${jobs_at_once:…}`."""
-    from longspan.sweeps import devices
-
-    return devices.jobs_at_once(accelerator)
-
-
-def _gpus_here(accelerator: str) -> int:
-    """How many GPUs this machine has for jobs, for `${gpus_here:…}`."""
-    from longspan.sweeps import devices
-
-    return len(devices.visible_gpus(accelerator))
-
-
-def _gpus_of_a_job(accelerator: str) -> int:
-    """1 where this machine has a GPU for a job, or else 0, for `${gpus_of_a_job:…}`."""
-    return min(1, _gpus_here(accelerator))
-
-
-for _name, _resolver in (
-    ("sweep_folder", _sweep_folder),
-    ("jobs_at_once", _jobs_at_once),
-    ("gpus_here", _gpus_here),
-    ("gpus_of_a_job", _gpus_of_a_job),
-):
-    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
-
 _CONTROL_KEYS = ("_target_", "_partial_")
-
-
-def config_dir() -> Path:
-    """The folder that holds train.yaml and the groups: `conf` of a checkout, `longspan/conf` of a wheel.
-
-    Raises FileNotFoundError where neither is there.
-    """
-    package = Path(__file__).resolve().parents[1]
-    candidates = (package / "conf", package.parents[1] / "conf")
-    for candidate in candidates:
-        if (candidate / "train.yaml").is_file():
-            return candidate
-    raise FileNotFoundError(f"no train.yaml in {' nor in '.join(str(path) for path in candidates)}")
 
 
 def locate(target: str) -> Callable[..., Any]:
@@ -141,22 +63,6 @@ def _resolve(target: str) -> Any:
     return found
 
 
-def run_keys(target: Any) -> dict[str, Any]:
-    """The keys, with their types, that the run reads beside the arguments of a target that has been located.
-
-    Raises ConfigError where an argument of the target has the same name.
-    """
-    keys: dict[str, Any] = {}
-    for base, own in RUN_KEYS:
-        if inspect.isclass(target) and issubclass(target, base):
-            keys |= own
-    if taken := set(keys) & set(inspect.signature(target).parameters):
-        raise ConfigError(
-            f"{target.__qualname__}: the argument {taken.pop()} needs another name: a run reads it"
-        )
-    return keys
-
-
 def instantiate(config: Any, /, **arguments: Any) -> Any:
     """The object that a configuration describes by `_target_` and its arguments, inner ones first.
 
@@ -191,7 +97,7 @@ def _build(node: Any, where: str, arguments: Mapping[str, Any]) -> Any:
     if "_target_" not in node:
         return inner
     target = locate(node["_target_"])
-    for key in run_keys(target):
+    for key in getattr(target, "read_by_run", ()):
         if inner.pop(key, None) is not None and ("." in where or "[" in where):
             raise ConfigError(f"{where}.{key} is for the whole group: set {where.partition('.')[0]}.{key}")
     inner.update(arguments)

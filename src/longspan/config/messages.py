@@ -1,15 +1,23 @@
-"""Mistakes in a configuration, told with what would have been right."""
+"""What is said of a mistake in a configuration: what is wrong, and what would be right."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from longspan.errors import nearest
+from longspan.config.folders import config_dir
+from longspan.errors import ConfigError, nearest
+
+# Errors that tell of a mistake of the user, and need no traceback.
+USER_ERRORS = (ConfigError, CompactHydraException, HydraException, OmegaConfBaseException)
 
 # What an option of Hydra's own groups needs, beside the packages that are always there.
 EXTRAS = {
@@ -55,14 +63,14 @@ def _wanted(parent: Any, key: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
 
 
-def describe(error: Exception, config_dir: Path) -> str:
+def describe(error: Exception) -> str:
     """The message of a user's mistake, from Hydra, OmegaConf or our own code."""
     cause = error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if f"{group}={option}" in EXTRAS:
             return EXTRAS[f"{group}={option}"]
-        options = error.options or sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+        options = error.options or sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
         known = f"{', '.join(options)}{nearest(option, options)}"
         return f"no option '{option}' in the group {group}; options: {known}"
     if isinstance(error, OmegaConfBaseException):
@@ -76,7 +84,7 @@ def describe(error: Exception, config_dir: Path) -> str:
             message = f"{message.partition('. ')[0]}: write it once, without a +."
         if "defaults list" in message or "config group" in message:
             groups = sorted(
-                path.name for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra"
+                path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"
             )
             message += f" Groups: {', '.join(groups)}"
         return message

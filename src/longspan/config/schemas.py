@@ -8,11 +8,9 @@ no second list of keys, and a swept group holds nothing but its options.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import functools
-import inspect
 import pathlib
 import types
 import typing
@@ -27,9 +25,10 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from longspan.config import search_path as own_folders
-from longspan.config.instantiate import SUPPLIED, locate, run_keys
+from longspan.config import search_path
 from longspan.config.messages import allowed_keys, explain
+from longspan.config.signatures import signature_of
+from longspan.config.source import NO_DEFAULT
 from longspan.errors import ConfigError
 
 # The file from which a run is composed.
@@ -77,23 +76,18 @@ def schema_of(target: str) -> type:
 
     A type that OmegaConf cannot check (a module, a tensor, a union with lists) becomes Any; a parameter
     without a default, or with one that a configuration cannot hold, is missing until it is given.
-    What the run supplies itself (SUPPLIED) is no key; what it reads beside the arguments (RUN_KEYS) is.
+    What the run supplies itself is no key; what it reads beside the parameters is.
     """
-    function = locate(target)
-    signature = inspect.signature(function)
-    hints = _hints(function)
+    signature = signature_of(target)
     fields: list[tuple[str, Any, Any]] = [("_target_", str, dataclasses.field(default=target))]
-    for name, parameter in signature.parameters.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+    for name, annotation, default in signature.parameters:
+        if name in signature.supplied_by_run:
             continue
-        if name in SUPPLIED.get(target, ()):
-            continue
-        kind = config_type(hints.get(name, Any))
-        default = _default(function, name, parameter)
+        kind = config_type(annotation)
         if default is None and kind is not Any:
             kind = kind | None
-        fields.append((name, kind, _field(kind, default)))
-    fields += [(name, kind, _field(kind, None)) for name, kind in run_keys(function).items()]
+        fields.append((name, kind, _field(kind, MISSING if default is NO_DEFAULT else default)))
+    fields += [(name, kind, _field(kind, None)) for name, kind in signature.read_by_run.items()]
     schema = dataclasses.make_dataclass(_schema_name(target), fields)
     # A configuration is sent to the process of a job, and back, with its types by reference: by value they
     # would become others on the way.
@@ -106,12 +100,6 @@ def __getattr__(name: str) -> type:
     if _DOT not in name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return schema_of(name.replace(_DOT, "."))
-
-
-def takes_any_key(target: str) -> bool:
-    """Whether `target` has a `**kwargs`, so that a key that is not in its signature may still be right."""
-    parameters = inspect.signature(locate(target)).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def config_type(annotation: Any) -> Any:
@@ -144,31 +132,6 @@ def _union(arguments: tuple[Any, ...]) -> Any:
         return Any
     kind = functools.reduce(lambda left, right: left | right, members)
     return kind | None if types.NoneType in arguments else kind
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    owner = function.__init__ if inspect.isclass(function) else function
-    try:
-        return typing.get_type_hints(owner)
-    except (NameError, TypeError, AttributeError):
-        # Some names exist for type checkers alone; what can be read, is.
-        owner = inspect.unwrap(owner)
-    hints = {}
-    for name, annotation in owner.__annotations__.items():
-        single = types.SimpleNamespace(__annotations__={name: annotation})
-        with contextlib.suppress(NameError, TypeError, AttributeError):
-            hints |= typing.get_type_hints(single, globalns=owner.__globals__)
-    return hints
-
-
-def _default(function: Any, name: str, parameter: inspect.Parameter) -> Any:
-    if parameter.default is parameter.empty:
-        return MISSING
-    if dataclasses.is_dataclass(function):
-        for field in dataclasses.fields(function):
-            if field.name == name and field.default_factory is not dataclasses.MISSING:
-                return field.default_factory()
-    return parameter.default
 
 
 def _field(kind: Any, default: Any) -> Any:
@@ -222,7 +185,7 @@ def _with_schema(config: DictConfig, where: str) -> DictConfig:
     try:
         schema = OmegaConf.structured(schema_of(config["_target_"]))
         extra = [key for key in config if key not in set(schema) and key != "_partial_"]
-        if extra and not takes_any_key(config["_target_"]):
+        if extra and not signature_of(config["_target_"]).takes_any_key:
             raise ConfigError(f"unknown key '{extra[0]}'; {allowed_keys(schema, str(extra[0]))}")
         with open_dict(schema):
             for key in (*extra, *(["_partial_"] if "_partial_" in config else [])):
@@ -273,5 +236,5 @@ def register() -> None:
     It finds the options in folders of one's own too.
     """
     # Registers Hydra's own sources first: a second one for `file` would be refused.
-    own_folders.register()
+    search_path.register()
     SourcesRegistry.instance().types["file"] = TypedFileSource

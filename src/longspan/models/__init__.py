@@ -4,10 +4,7 @@ from longspan.models.build import build_model
 from longspan.models.layers import sparsity_of
 from longspan.models.position_offset import position_offset
 from longspan.models.pretrained import load_pretrained
-from longspan.models.registration import register_on_import
 from longspan.models.sparsify import sparsify
-
-register_on_import()
 
 __all__ = [
     "build_model",

@@ -116,6 +116,9 @@ def extend(
     return model
 
 
+extend.supplied_by_run = ("model", "sparsity", "tokenizer", "backend")  # type: ignore[attr-defined]
+
+
 def learned_limit(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model's table of learned positions serves, None where it has none."""
     learned = learned_positions(model)

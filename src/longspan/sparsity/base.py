@@ -44,6 +44,8 @@ class SparsityConfig(ABC):
     different_layout_per_head: bool = False
 
     name: ClassVar[str]
+    # Keys of a configuration that are for the run and no arguments: which layers have the pattern.
+    read_by_run: ClassVar[dict[str, Any]] = {"layers": str | None}
 
     @property
     @abstractmethod

@@ -14,35 +14,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from longspan.user_folders import VARIABLE, folders
 
 if TYPE_CHECKING:
     from longspan.sparsity.base import SparsityConfig
-
-VARIABLE = "LONGSPAN_PATH"
-
-
-def folders() -> list[Path]:
-    """Return the folders that the user has named, absolute, in order."""
-    named = os.environ.get(VARIABLE, "").split(os.pathsep)
-    return [Path(name).expanduser().absolute() for name in named if name]
-
-
-def add(folder: str | os.PathLike[str]) -> None:
-    """Name a folder before the others, for this process and those that it starts.
-
-    Raises:
-        ValueError: its name holds the character that separates folders.
-
-    """
-    path = str(Path(folder).expanduser().absolute())
-    if os.pathsep in path:
-        raise ValueError(f"a folder for {VARIABLE} must not have {os.pathsep!r} in its name, got {path}")
-    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([path, *map(str, folders())]))
-    importlib.invalidate_caches()
 
 
 def find(name: object) -> type[SparsityConfig] | None:

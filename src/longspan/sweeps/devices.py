@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import torch
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
@@ -31,31 +30,6 @@ _PAUSE = 0.2
 
 # What CUDA was first used on cannot be changed in the same process.
 _mine: str | None = None
-
-
-def visible_gpus(accelerator: str = "auto") -> list[str]:
-    """Return the CUDA devices of this machine that may be used, as CUDA_VISIBLE_DEVICES names them.
-
-    Args:
-        accelerator: the trainer's; none are used by "cpu".
-
-    """
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(index) for index in range(torch.cuda.device_count())]
-    return [name.strip() for name in named.split(",")][: torch.cuda.device_count()]
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def jobs_at_once(accelerator: str = "auto") -> int:
-    """Return how many jobs this machine has devices for: one a GPU, or else one a core."""
-    return len(visible_gpus(accelerator)) or cores()
 
 
 def offer(sweep_dir: Path, gpus: list[str], places: int = 0) -> None:
@@ -114,6 +88,8 @@ def taken(sweep_dir: Path) -> Iterator[str | None]:
 
 def _uuids() -> list[str]:
     """The UUIDs of the machine's GPUs by their numbers, read without a first use of CUDA; or nothing."""
+    import torch
+
     # Not part of torch's interface, and it needs NVIDIA's library: without it a GPU goes by its name.
     with suppress(AttributeError, OSError, RuntimeError):
         return torch.cuda._raw_device_uuid_nvml() or []  # type: ignore[attr-defined]

@@ -15,8 +15,9 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from longspan.records.jsonable import IGNORED, plain
+from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import FAILURE_FILE, RESULT_FILE, read_result
+from longspan.records.settings import NOT_PART_OF_A_JOBS_IDENTITY
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,12 @@ def is_of_job(result: dict[str, Any], config: DictConfig) -> bool:
     with read_write(config):
         # Other settings are made of them, and the sweep's folder may have been moved.
         config.update({key: found[key] for key in ("output_dir", "sweep") if key in found and key in config})
-    return _without_ignored(plain(OmegaConf.to_container(config, resolve=True))) == _without_ignored(found)
+    settings = to_jsonable(OmegaConf.to_container(config, resolve=True))
+    return _without_ignored(settings) == _without_ignored(found)
 
 
 def _without_ignored(settings: dict[str, Any]) -> dict[str, Any]:
-    for name in IGNORED:
+    for name in NOT_PART_OF_A_JOBS_IDENTITY:
         *path, last = name.split(".")
         node = settings
         for key in path:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -17,12 +16,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from longspan.config import machine
 from longspan.config.messages import EXTRAS
 from longspan.errors import ConfigError
 from longspan.records.run_folder import FAILURE_FILE
 from longspan.sweeps import devices
 from longspan.sweeps.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
-from longspan.sweeps.table import note_jobs, record_failure
+from longspan.sweeps.table import note_jobs, record_failure, sweep_name
 
 # Launchers that start several jobs on this machine and give each of them all devices.
 _BESIDE = ("JoblibLauncher", "LocalLauncher")
@@ -112,8 +112,8 @@ class ContinuingLauncher(Launcher):
         if launcher not in _BESIDE:
             # Jobs of another command that runs in the same folder may still need what it offers.
             return
-        gpus = devices.visible_gpus(self._config.trainer.accelerator)
-        devices.offer(sweep_dir, gpus, devices.cores() if launcher == _ALL_AT_ONCE else 0)
+        gpus = machine.visible_gpus(self._config.trainer.accelerator)
+        devices.offer(sweep_dir, gpus, machine.cores() if launcher == _ALL_AT_ONCE else 0)
 
 
 def register() -> None:
@@ -154,7 +154,7 @@ def train_job(config: DictConfig, overrides: Sequence[str]) -> float | None:
             try:
                 with _device():
                     _free_memory()
-                    result = train(config, overrides, resume=True)
+                    result = train(config, overrides, resume=True, sweep=sweep_name())
             except Exception as error:
                 record_failure(folder, error)
                 return None
@@ -187,6 +187,8 @@ def _free_memory() -> None:
 
     A trainer, its loops and its module refer to each other: they go when the collector comes by.
     """
+    import torch
+
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longspan.console import UNKNOWN, format_duration
-from longspan.records.jsonable import IGNORED
+from longspan.records.settings import NOT_PART_OF_A_MEAN, is_within
 
 Result = Mapping[str, Any]
 
@@ -18,7 +18,7 @@ Result = Mapping[str, Any]
 def group_seeds(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
     """Group results by what was asked for besides the seed, in whatever order.
 
-    What makes no other job (`plain.IGNORED`) makes no other group. Overrides are compared and not the
+    What makes no other job of a sweep makes no other group. Overrides are compared and not the
     whole configuration: a result holds it resolved, and there `data.seed` is a number that follows the seed.
 
     Args:
@@ -27,7 +27,8 @@ def group_seeds(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        key = tuple(sorted(one for one in result["overrides"] if not _within(one, ("seed", *IGNORED))))
+        asked = [one for one in result["overrides"] if not is_within(_key_of(one), NOT_PART_OF_A_MEAN)]
+        key = tuple(sorted(asked))
         groups.setdefault(key, []).append(result)
     return groups
 
@@ -82,10 +83,9 @@ def seeds_table(results: Sequence[Result], title: str = "Over seeds") -> Table |
     return table
 
 
-def _within(override: str, keys: Sequence[str]) -> bool:
-    """Whether an override gives one of these keys, or a part of it."""
-    given = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-    return any(given == key or given.startswith(f"{key}.") for key in keys)
+def _key_of(override: str) -> str:
+    """The dotted key that an override gives: `callbacks.best` of `+callbacks/best@x=y`."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
 def _losses(runs: Sequence[Result]) -> list[float]:

@@ -1,8 +1,8 @@
 """Cross-entropy over a vocabulary without the logits of a whole sequence: scored positions alone, in chunks.
 
-The logits of 131,072 tokens over 50,257 words are 26 GB in float32, and their gradient as much again. Here
-they exist for one chunk of positions at a time. Each chunk's gradient is taken at once, while its logits are
-there, so nothing is kept or computed twice (Hsu et al. 2024, "Liger Kernel", section 3.2).
+The logits of 131,072 tokens over 50,257 words are 26 GB in float32, and their gradient is as large. Here they
+exist for one chunk of positions at a time. The gradient of a chunk is computed in the forward, while its
+logits exist, so nothing is kept or computed twice (Hsu et al. 2024, "Liger Kernel", section 3.2).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # (head, hidden [n, width], targets [n]) -> the cross-entropy summed over the n positions, in nats.
-PieceSum = Callable[[nn.Module, Tensor, Tensor], Tensor]
+ChunkLossSum = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def piece_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def chunk_loss_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy in nats, in float32, summed over positions.
 
     Args:
@@ -37,12 +37,11 @@ def chunked_loss(
     labels: Tensor,
     positions: Tensor,
     chunk: int,
-    summed: PieceSum = piece_sum,
+    summed: ChunkLossSum = chunk_loss_sum,
 ) -> Tensor:
-    """Mean cross-entropy over the scored labels, in nats a token: `Objective.loss` of the head's logits.
+    """Return the mean cross-entropy over the scored labels, in nats a token: `Objective.loss` of the logits.
 
-    The logits of positions that are not scored are never computed. Gradients can be taken once, not of
-    gradients.
+    The logits of positions that are not scored are never computed. Second derivatives are not available.
 
     Args:
         head: hidden states ``[n, width]`` to logits ``[n, vocabulary]``, each position by itself and without
@@ -51,7 +50,7 @@ def chunked_loss(
         labels: int64 ``[batch, length]``, -100 where not scored.
         positions: int64 ``[n]``, where the flattened labels are scored: `scored_positions` of them.
         chunk: positions whose logits exist at a time.
-        summed: as `piece_sum`, or that compiled.
+        summed: `chunk_loss_sum`, or a compiled form of it.
 
     Returns:
         float32 scalar; zero, with zero gradients, where no label is scored.
@@ -69,12 +68,12 @@ def chunked_loss(
 
 
 def scored_positions(labels: Tensor) -> Tensor:
-    """Return where the flattened labels are scored, int64 ``[n]``; waits for a GPU, since n is read."""
+    """Return the scored positions of the flattened labels, int64 ``[n]``; waits for a GPU to read n."""
     return (labels.flatten() != -100).nonzero()[:, 0]
 
 
 class TokenScores(NamedTuple):
-    """What a model made of each scored position.
+    """The cross-entropy and correctness of each scored position.
 
     Attributes:
         positions: int64 ``[n]``, their places in the flattened labels, ascending.
@@ -92,7 +91,7 @@ class TokenScores(NamedTuple):
 def token_scores(
     head: nn.Module, hidden: Tensor, labels: Tensor, positions: Tensor, chunk: int = 8192
 ) -> TokenScores:
-    """Cross-entropy and correctness of each scored position; no gradients.
+    """Return the cross-entropy and correctness of each scored position, without gradients.
 
     Args:
         head: hidden states ``[n, width]`` to logits ``[n, vocabulary]``; the identity where they are logits.
@@ -121,7 +120,7 @@ class _ChunkedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         head: nn.Module,
-        summed: PieceSum,
+        summed: ChunkLossSum,
         chunk: int,
         hidden: Tensor,
         targets: Tensor,

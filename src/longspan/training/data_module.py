@@ -1,4 +1,4 @@
-"""The data of a run: a corpus, a tokenizer and an objective made into batches."""
+"""The data of a run: batches made from a corpus, a tokenizer and an objective."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from longspan.data.tasks import Task, TaskSequences
 from longspan.data.tokenizer import Tokenizer
 from longspan.training.callbacks.budget import find_budget
 
-# Validation is the same in every run: neither its order nor its masks come from the seed of the training.
+# Validation is the same in every run: its order and its masks do not depend on the seed of the training.
 _VALIDATION_SEED = 0
 
 
@@ -27,22 +27,22 @@ class DataModule(LightningDataModule):
     """Batches for training and validation; see `Objective.collate` for what a batch holds.
 
     The batches of a training are a function of the corpus, the tokenizer, the objective, `seq_len`, the batch
-    size times the number of processes, and `seed`; workers change nothing. The training loader keeps its
-    place in checkpoints, so that a resumed run sees the batches that the uninterrupted one would have seen.
+    size times the number of processes, and `seed`; workers change nothing. Checkpoints hold the position of
+    the training loader, so that a resumed run sees the batches of the uninterrupted one.
 
     Args:
-        corpus: where documents come from; or a task, which makes its texts itself.
-        tokenizer: turns them into tokens; of a task, its own.
+        corpus: the source of documents; or a task, which generates its texts.
+        tokenizer: turns documents into tokens; a task brings one.
         objective: turns packed sequences into batches.
         seq_len: tokens a sequence.
         batch_size: sequences a batch, on each process.
         validation_batch_size: sequences a validation batch, on each process; None: as `batch_size`.
-        validation_sequences: at most so many sequences of the validation documents, over all processes;
-            None: all. A task has no end: it needs a number.
+        validation_sequences: the most sequences of the validation documents, over all processes; None: all.
+            A task has no end: it needs a number.
         document_mask: keep attention inside documents; see `Objective.collate`.
         seed: of the order of the data and of the masks.
-        num_workers: processes that make batches; 0: the training process itself. A streamed corpus is read
-            in order by one process: 0 or 1.
+        num_workers: processes that make batches; 0: the training process. A streamed corpus is read in order
+            by one process: 0 or 1.
         pin_memory: have batches in page-locked memory, for GPUs.
 
     Raises:
@@ -50,6 +50,8 @@ class DataModule(LightningDataModule):
             with the tokenizer, the length or the other arguments.
 
     """
+
+    supplied_by_run = ("tokenizer", "objective")
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class DataModule(LightningDataModule):
         self._byte_entropy: float | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and tokenize the corpus; the second time nothing is done.
+        """Read and tokenize the corpus; a second call does nothing.
 
         Raises:
             ValueError: if a side of the corpus does not fill one sequence, or a stream has several workers.
@@ -200,9 +202,9 @@ class DataModule(LightningDataModule):
         )
 
     def _stream_length(self) -> int | None:
-        """Samples that the whole training reads from a stream; None without a trainer.
+        """Return the samples that the whole training reads from a stream; None without a trainer.
 
-        The loader needs a length: without one Lightning reads a batch ahead, and a checkpoint would skip it.
+        The loader needs a length: without one Lightning reads a batch ahead, which a checkpoint would skip.
         """
         if self.trainer is None:
             return None
@@ -210,7 +212,7 @@ class DataModule(LightningDataModule):
         if self.trainer.max_steps < 0:
             if find_budget(self.trainer) is None:
                 raise ValueError("a streamed corpus has no epochs: set trainer.max_steps, or a budget")
-            # More than any run reads in the time that its budget gives it.
+            # More than any run reads within its budget.
             batches = 2**40
         limit = self.trainer.limit_train_batches
         if limit != 1.0 and limit < batches:
@@ -235,7 +237,7 @@ class DataModule(LightningDataModule):
 
     @property
     def cells(self) -> tuple[dict[str, float], ...]:
-        """What divides the samples of a task, in the order of a batch's `cells`; empty for a corpus."""
+        """The cells of a task, in the order of the numbers in a batch's `cells`; empty for a corpus."""
         return self.corpus.cells() if isinstance(self.corpus, Task) else ()
 
     @property

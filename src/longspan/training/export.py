@@ -1,4 +1,4 @@
-"""A trained model out again: an ordinary Hugging Face folder from a run.
+"""Export of a trained model: an ordinary Hugging Face folder from a run.
 
 python -m longspan.training.export RUN FOLDER
 """
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longspan.training.checkpoints import FOLDER, NAMES
+from longspan.records.run_folder import CHECKPOINTS_FOLDER
+from longspan.training.checkpoints import NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What the LightningModule, and torch.compile where a module was wrapped, put before the names of parameters.
+# Prefixes of the names of parameters: of the LightningModule, and of a module wrapped by torch.compile.
 _MODULE, _COMPILED = "model.", "_orig_mod."
-# What transformers' tokenizers take for no limit.
+# The value that means no limit to transformers' tokenizers.
 _NO_LIMIT = int(1e30)
 
 
@@ -82,9 +83,9 @@ def _checkpoint_file(run: Path, checkpoint: str | None) -> Path:
         return run
     names = ("best", "last") if checkpoint is None else (checkpoint,)
     for name in names:
-        if (file := run / FOLDER / f"{name}.ckpt").is_file():
+        if (file := run / CHECKPOINTS_FOLDER / f"{name}.ckpt").is_file():
             return file
-    wanted = " nor ".join(f"{FOLDER}/{name}.ckpt" for name in names)
+    wanted = " nor ".join(f"{CHECKPOINTS_FOLDER}/{name}.ckpt" for name in names)
     raise FileNotFoundError(
         f"run={run} has no {wanted}; give the folder of a run that was trained, or a checkpoint"
     )
@@ -92,7 +93,7 @@ def _checkpoint_file(run: Path, checkpoint: str | None) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     from longspan.training.callbacks.architecture import KEY as ARCHITECTURE
-    from longspan.training.callbacks.settings import KEY as SETTINGS
+    from longspan.training.callbacks.settings import SETTINGS_KEY as SETTINGS
 
     try:
         # Plain types and tensors, so that no file runs code; mapped, so that the optimizer's are not read.
@@ -125,7 +126,7 @@ def _model(state: dict[str, Any], file: Path) -> PreTrainedModel:
     }
     config_class: Any = model_class.config_class
     config = config_class.from_dict(state["architecture"]["config"])
-    # The fresh weights are drawn for nothing: the caller's random numbers shall not notice.
+    # The random weights are overwritten at once; drawing them must not change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         model = model_class(config)
     floating = next(value.dtype for value in weights.values() if value.is_floating_point())

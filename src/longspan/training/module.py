@@ -1,9 +1,9 @@
-"""The LightningModule: a model, an objective, an optimizer and a schedule, and what is measured of them."""
+"""The LightningModule: training step, loss, validation figures, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,40 +12,27 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from longspan.data import Objective
 from longspan.models import position_offset
 from longspan.models.head import split_head
 from longspan.training.callbacks.budget import SecondsBudget, find_budget
 from longspan.training.chunked_loss import (
-    PieceSum,
+    ChunkLossSum,
     TokenScores,
+    chunk_loss_sum,
     chunked_loss,
-    piece_sum,
     scored_positions,
     token_scores,
 )
+from longspan.training.horizon import total_steps
 from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
-# What the model is given besides input_ids, where the batch has it.
+# Inputs of the model besides input_ids, which a batch may have.
 OPTIONAL_INPUTS = ("position_ids", "document_ids")
 
 
-class Objective(Protocol):
-    """What the module needs of an objective."""
-
-    name: str
-
-    @property
-    def attention(self) -> str:
-        """What a position may see of the sequence: "bidirectional" or "unidirectional"."""
-        ...
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over the labels that are not -100."""
-        ...
-
-
 class LongspanModule(pl.LightningModule):
-    """Trains `model` under `objective`. It knows neither where the data come from nor how it was configured.
+    """Trains `model` under `objective`. It knows neither the source of the data nor the configuration.
 
     A batch is a dictionary: `input_ids` int64 [batch, length], `labels` int64 [batch, length] (-100 where not
     scored), `position_ids` and `document_ids` [batch, length] where the data have them, and `num_bytes`, the
@@ -53,22 +40,22 @@ class LongspanModule(pl.LightningModule):
 
     Logged: `train/loss` (nats a token, of this process), `train/tokens` (input tokens seen so far, by all
     processes), `lr`; after validation `val/loss` (nats a token), `val/perplexity`, `val/accuracy` (the share
-    of tokens that are the likeliest of all) and, where the batches have `num_bytes`, `val/bits_per_byte`. The
-    validation figures are sums over all scored tokens of the validation set and over all processes, divided
-    once: batches with more scored tokens weigh more.
+    of scored tokens to which the model gives the largest probability) and, where the batches have
+    `num_bytes`, `val/bits_per_byte`. A validation figure is one sum over all scored tokens and all processes,
+    divided once: batches with more scored tokens weigh more.
 
     Args:
         model: called with keyword arguments, returns an object with `logits` [batch, length, vocabulary].
-        objective: what `loss(logits, labels)` is.
+        objective: computes the loss of logits and labels.
         optimizer: makes the optimizer; by default a run is configured with `longspan.training.optim.AdamW`.
         scheduler: makes the learning-rate schedule, stepped once an optimizer step; None keeps the rate.
         compile: run the model through torch.compile. The keys of the state dictionary do not change.
-        loss_chunk: make the logits of so many scored positions at a time, and those of others never: the same
-            loss. The loss is then the mean cross-entropy of `Objective.loss`, and the model one whose head
-            `longspan.models.head.split_head` knows. None: all logits of a batch at once.
+        loss_chunk: compute the logits of this many scored positions at a time, and of no other positions;
+            the loss is the same. The loss is then the mean cross-entropy of `Objective.loss`, and
+            `longspan.models.head.split_head` has to know the model's head. None: all logits at once.
 
     Raises:
-        ValueError: a `loss_chunk` below 1, or one for a model whose head is not known.
+        ValueError: `loss_chunk` is below 1, or the head of the model is not known.
 
     """
 
@@ -82,7 +69,7 @@ class LongspanModule(pl.LightningModule):
         loss_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        # A model loaded from a checkpoint comes in evaluation mode, and Lightning leaves the mode as it is.
+        # A pretrained model comes in evaluation mode, and Lightning does not change the mode.
         self.model = model.train()
         self._position_offset = position_offset(model)
         self.objective = objective
@@ -92,28 +79,28 @@ class LongspanModule(pl.LightningModule):
         if loss_chunk is not None and loss_chunk < 1:
             raise ValueError(f"loss_chunk must be at least 1, or None for no chunks, got {loss_chunk}")
         self.loss_chunk = loss_chunk
-        # In a tuple, so that the model's own parts do not count as submodules a second time.
-        self._parts = None if loss_chunk is None else split_head(model)
-        self._piece_sum: PieceSum = piece_sum
-        # How many positions of the last batch had logits; None for all.
+        # In a tuple: as attributes the parts of the model would be submodules a second time.
+        self._backbone_and_head = None if loss_chunk is None else split_head(model)
+        self._chunk_loss_sum: ChunkLossSum = chunk_loss_sum
+        # The number of positions of the last batch with logits; None: all.
         self.scored_positions: int | None = None
-        # Input tokens of all complete optimizer steps, of all processes; and those of the step under way.
+        # Input tokens of all processes: of the complete optimizer steps, and of the step that has begun.
         self.tokens_seen = 0
-        self._tokens_under_way = 0
-        # In nats a token, of the last step before the checkpoint that a run goes on from.
+        self._tokens_of_step = 0
+        # In nats a token, of the last step before the checkpoint that the run resumes from.
         self.loss_before: float | None = None
         self._validation_sums: Tensor | None = None
         self._validation_bytes_known = True
 
     def configure_model(self) -> None:
-        """Compile the model in place, where that is asked for; called once, before training or validation."""
+        """Compile the model in place if `compile`; called once, before training or validation."""
         if self.compile_model:
-            if self._parts is None:
+            if self._backbone_and_head is None:
                 self.model.compile()
             else:
-                self._parts[0].compile()
-                # The last chunk is shorter, and by another number in each batch.
-                self._piece_sum = torch.compile(piece_sum, dynamic=True)
+                self._backbone_and_head[0].compile()
+                # Dynamic: the last chunk is shorter, by another number in each batch.
+                self._chunk_loss_sum = torch.compile(chunk_loss_sum, dynamic=True)
             self.compile_model = False
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
@@ -122,28 +109,28 @@ class LongspanModule(pl.LightningModule):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Return the mean cross-entropy of a batch over its scored labels, in nats a token."""
-        if self._parts is None or self.loss_chunk is None:
+        if self._backbone_and_head is None or self.loss_chunk is None:
             return self.objective.loss(self(batch), batch["labels"])
-        backbone, head = self._parts
-        # First: it waits for the GPU, which then has little left to do.
+        backbone, head = self._backbone_and_head
+        # Before the forward: it waits for the GPU, which has little to do at this point.
         positions = scored_positions(batch["labels"])
         self.scored_positions = len(positions)
         hidden = backbone(**self._inputs(batch)).last_hidden_state
-        return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._piece_sum)
+        return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._chunk_loss_sum)
 
     def scores(self, batch: dict[str, Any]) -> TokenScores:
         """Return the cross-entropy and the correctness of each scored position of a batch."""
         positions = scored_positions(batch["labels"])
-        if self._parts is None or self.loss_chunk is None:
+        if self._backbone_and_head is None or self.loss_chunk is None:
             return token_scores(nn.Identity(), self(batch), batch["labels"], positions)
-        backbone, head = self._parts
+        backbone, head = self._backbone_and_head
         hidden = backbone(**self._inputs(batch)).last_hidden_state
         return token_scores(head, hidden, batch["labels"], positions, self.loss_chunk)
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: batch[name] for name in OPTIONAL_INPUTS if batch.get(name) is not None}
         if "position_ids" in inputs:
-            # RoBERTa counts from another row than 0, and adds that itself only where it makes the ids.
+            # RoBERTa's first position is not row 0; it adds the offset only to ids that it makes itself.
             inputs["position_ids"] = inputs["position_ids"] + self._position_offset
         return {"input_ids": batch["input_ids"], **inputs}
 
@@ -151,36 +138,36 @@ class LongspanModule(pl.LightningModule):
         """Return the loss of a batch, in nats a token."""
         loss = self.loss(batch)
         size = batch["input_ids"].shape[0]
-        self._tokens_under_way += batch["input_ids"].numel() * self.trainer.world_size
+        self._tokens_of_step += batch["input_ids"].numel() * self.trainer.world_size
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        # Lightning stores what is logged as float32: exact up to 2**24, then to seven digits. The counter in
-        # the checkpoint is a whole number.
-        self.log("train/tokens", float(self.tokens_seen + self._tokens_under_way), batch_size=size)
+        # Lightning stores logged numbers as float32: exact up to 2**24, then to seven digits. The counter in
+        # a checkpoint is a whole number.
+        self.log("train/tokens", float(self.tokens_seen + self._tokens_of_step), batch_size=size)
         optimizer = self.optimizers(use_pl_optimizer=False)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=size)  # type: ignore[union-attr]
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Count the tokens of the step."""
-        self.tokens_seen += self._tokens_under_way
-        self._tokens_under_way = 0
+        self.tokens_seen += self._tokens_of_step
+        self._tokens_of_step = 0
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums of the validation set: nats, scored tokens, right ones, bytes."""
+        """Start the sums of the validation set: nats, scored tokens, correct tokens, bytes."""
         self._validation_sums = torch.zeros(4, dtype=torch.float64)
         self._validation_bytes_known = True
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Add a batch to the sums; returns its scores, for callbacks that divide them further."""
+        """Add a batch to the sums; return ``{"scores": TokenScores}``, which callbacks read."""
         if "num_bytes" in batch:
             num_bytes = float(torch.as_tensor(batch["num_bytes"]).sum())
         else:
             num_bytes, self._validation_bytes_known = 0.0, False
         scores = self.scores(batch)
-        nats, right = scores.nats.double().sum(), scores.correct.sum()
+        nats, correct = scores.nats.double().sum(), scores.correct.sum()
         assert self._validation_sums is not None
         self._validation_sums += torch.tensor(
-            [float(nats), len(scores.nats), float(right), num_bytes], dtype=torch.float64
+            [float(nats), len(scores.nats), float(correct), num_bytes], dtype=torch.float64
         )
         return {"scores": scores}
 
@@ -190,11 +177,11 @@ class LongspanModule(pl.LightningModule):
         sums = self._validation_sums
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
-        nats, scored, right, num_bytes = sums.tolist()
+        nats, scored, correct, num_bytes = sums.tolist()
         known = num_bytes if self._validation_bytes_known else None
-        metrics = {**validation_metrics(nats, scored, known), "accuracy": right / scored}
+        metrics = {**validation_metrics(nats, scored, known), "accuracy": correct / scored}
         for name, value in metrics.items():
-            # The value is the same in every process; sync_dist only tells Lightning that it may average.
+            # The value is the same in every process; with sync_dist Lightning averages it without a warning.
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -218,8 +205,8 @@ class LongspanModule(pl.LightningModule):
     ) -> None:
         """Clip the gradients, also under mixed precision with a fused optimizer, which Lightning refuses.
 
-        A fused optimizer divides by the loss scale in its own step (16-mixed), so here the gradients are
-        still multiplied by it, and the limit is as well. bf16-mixed has no scale.
+        A fused optimizer divides by the loss scale in its step (16-mixed). The gradients are still multiplied
+        by the scale here, so the limit is multiplied by it too. bf16-mixed has no scale.
         """
         plugin = self.trainer.precision_plugin
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -231,13 +218,13 @@ class LongspanModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of tokens seen, and the loss of the last step, which a finished run ends with."""
+        """Write the number of tokens seen and the loss of the last step into a checkpoint."""
         checkpoint["tokens_seen"] = self.tokens_seen
         loss = self.trainer.callback_metrics.get("train/loss")
         checkpoint["train_loss"] = None if loss is None else float(loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the number of tokens seen, and the loss of the last step."""
+        """Restore the number of tokens seen and the loss of the last step."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
         self.loss_before = checkpoint.get("train_loss")
 
@@ -263,10 +250,3 @@ def validation_metrics(nats: float, tokens: float, num_bytes: float | None) -> d
     if num_bytes is not None:
         metrics["bits_per_byte"] = nats / math.log(2) / num_bytes if num_bytes else math.inf
     return metrics
-
-
-def total_steps(trainer: pl.Trainer) -> int | None:
-    """Return the number of optimizer steps of a training run; None where nothing bounds it but time."""
-    steps = trainer.estimated_stepping_batches
-    # Lightning gives -1 for a loader without length and without max_steps, and infinity for unbounded epochs.
-    return None if steps == -1 or math.isinf(steps) else int(steps)

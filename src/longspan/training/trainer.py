@@ -1,4 +1,4 @@
-"""Makes Lightning's Trainer: its arguments that matter here, each with one type, and what every run has."""
+"""Makes Lightning's Trainer: the arguments that matter here, each with one type."""
 
 from __future__ import annotations
 
@@ -12,14 +12,6 @@ from lightning.pytorch.loggers import Logger
 from longspan.training.callbacks.budget import Budget
 from longspan.training.callbacks.ending import FinalValidation, GracefulInterrupt
 from longspan.training.callbacks.resume import ExactResume
-
-
-def validate_if_missing(
-    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule
-) -> None:
-    """Validate where `fit` did not: a resumed run that had nothing left to train has no figures otherwise."""
-    if "val/loss" not in trainer.callback_metrics:
-        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def make_trainer(
@@ -45,11 +37,11 @@ def make_trainer(
     """Return a Trainer that ends with a validation, resumes exactly and takes Ctrl-C between two steps.
 
     Training ends at whichever of `max_steps`, `max_epochs`, `max_time` and a budget among the callbacks comes
-    first. The schedule counts optimizer steps, so a run that `max_time` ends before `max_steps` has not come
-    to the end of its schedule, and two such runs need not be equal: for equal runs, bound the steps. A budget
-    of seconds has a schedule that follows the time.
+    first. The learning-rate schedule counts optimizer steps: a run that `max_time` ends before `max_steps`
+    has not reached the end of its schedule, and two such runs may differ. For equal runs, bound the steps.
+    With a budget of seconds the schedule follows the time.
 
-    Lightning's own remarks about devices and about why it stopped are silenced; its warnings are not.
+    Lightning's remarks about devices and about why it stopped are silenced; its warnings are not.
 
     Args:
         run_dir: the run's directory; nothing is written elsewhere.
@@ -58,7 +50,7 @@ def make_trainer(
         accelerator: "auto" takes a GPU where there is one, "cpu", "gpu", "cuda", "mps".
         devices: how many, or "auto" for all.
         num_nodes: machines.
-        strategy: "auto", "ddp", and whatever else Lightning knows.
+        strategy: "auto", "ddp", or another one that Lightning knows.
         precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true".
         max_steps: optimizer steps; -1 for no limit.
         max_epochs: passes over the data; None for no limit.
@@ -117,3 +109,6 @@ def make_trainer(
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
+
+
+make_trainer.supplied_by_run = ("callbacks", "loggers")  # type: ignore[attr-defined]

@@ -4,14 +4,12 @@ import json
 
 import pytest
 
-from longspan.analysis.comparison.configurations import _LEFT_OUT
 from longspan.analysis.comparison.page import _pictures
 from longspan.analysis.comparison.quantities import DENSITY, LOSS, qualities, quantities
 from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import read_runs
 from longspan.analysis.comparison.series import density, sort_runs
 from longspan.analysis.comparison.tables import configuration_table, results_table
-from longspan.records.jsonable import IGNORED
 
 
 def sort(folder):
@@ -64,7 +62,6 @@ def test_two_sweeps_of_one_pattern_are_one_series(tmp_path, write_run):
     (setting,) = sort(tmp_path)
     assert [one.label for one in setting.series] == ["bigbird"]
     assert warnings(setting) == []
-    assert set(IGNORED) <= set(_LEFT_OUT)
 
 
 def test_a_run_made_twice_counts_once_and_is_named(tmp_path, write_run):

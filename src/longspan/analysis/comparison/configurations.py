@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from longspan.analysis.comparison.runs import Run
-from longspan.records.jsonable import IGNORED
+from longspan.records.settings import NOT_PART_OF_A_SERIES, SEED_KEYS, is_within
 
-# What makes no other job of a sweep makes no other series either; nor does what a run goes on from.
-_LEFT_OUT = (*IGNORED, "ckpt_path")
 # Keys that say which pattern a run has.
 PATTERN_GROUPS = ("sparsity", "schedule")
 
@@ -19,8 +17,8 @@ def settings(run: Run) -> dict[str, str]:
     """The configuration of a run by dotted keys, as text; paths in its own folder are those of any run."""
     config = run.result.get("config") or {}
     own = str(config.get("output_dir") or "\0")
-    flat = {key: value.replace(own, "<run>") for key, value in _flatten(config) if not _under(key, _LEFT_OUT)}
-    return flat
+    compared = [one for one in _flatten(config) if not is_within(one[0], NOT_PART_OF_A_SERIES)]
+    return {key: value.replace(own, "<run>") for key, value in compared}
 
 
 def group_of(key: str) -> str:
@@ -34,7 +32,7 @@ def seed_keys(runs: Sequence[Run]) -> set[str]:
     names = {key for _, one in all_settings for key in one if key.rpartition(".")[2] == "seed"}
     if len({seed for seed, _ in all_settings}) < 2:
         # With one seed every zero would look like it; only the key itself and the data's order are known to.
-        return names & {"seed", "data.seed"}
+        return names.intersection(SEED_KEYS)
     return {key for key in names if all(one.get(key, seed) == seed for seed, one in all_settings)}
 
 
@@ -62,10 +60,6 @@ def facts(run: Run) -> dict[str, str]:
     for package, version in (result.get("versions") or {}).items():
         found[f"version of {package}"] = version
     return {key: _text(value) for key, value in found.items() if value is not None}
-
-
-def _under(key: str, prefixes: Iterable[str]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

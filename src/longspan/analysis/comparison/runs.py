@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from longspan.records.jsonable import plain
+from longspan.records.jsonable import to_jsonable
 
 # What a run writes. longspan.training names them too, but reading them needs no Lightning.
 RESULT, METRICS, EVALUATION, FAILURE = "result.json", "metrics.csv", "evaluation.json", "failure.json"
@@ -152,7 +152,7 @@ def _read_evaluation(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _read_json(path: Path) -> Any:
     """Read a file of JSON; numbers that are not finite, which older runs wrote, become None."""
-    return plain(json.loads(path.read_text(encoding="utf-8")))
+    return to_jsonable(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -209,9 +209,8 @@ def write_runs(runs: Iterable[Run], path: str | Path, points: int = 100) -> None
 
 def _read_file(path: Path) -> list[Run]:
     try:
-        records = [
-            plain(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        records = [to_jsonable(json.loads(line)) for line in lines if line.strip()]
         runs = [Run(**{**record, "notes": tuple(record["notes"])}) for record in records]
     except (ValueError, TypeError, KeyError) as error:
         raise NoRuns(f"{path} is neither a folder, a {RESULT} nor a file of --collect: {error}") from error

@@ -1,4 +1,4 @@
-"""The architecture of the model inside a run's checkpoints: the weights can be read without the run."""
+"""The architecture of the model inside a run's checkpoints, to load the weights without the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-# Where it lies in a checkpoint.
+# Its key in a checkpoint.
 KEY = "architecture"
 
 

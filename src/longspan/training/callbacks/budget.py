@@ -1,14 +1,14 @@
 """A budget: how much a run may use, in tokens, in floating-point operations or in seconds.
 
-Runs that are compared have the same one. Tokens and operations are turned into optimizer steps before
-training starts, so that such a run is, to the bit, one of so many `trainer.max_steps`, and the learning-rate
-schedule runs over them. Seconds cannot be: there the schedule follows the share of the time that is used up.
+Runs with the same budget can be compared. Tokens and operations are converted to optimizer steps before
+training starts: the run equals, to the bit, one with that `trainer.max_steps`, and the learning-rate schedule
+spans these steps. Seconds cannot be converted: the schedule follows the share of the time that is used.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -19,14 +19,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from longspan.analysis.flops import layouts_of, training_flops
 from longspan.training.callbacks.throughput import Throughput
 
-# The steps of a schedule that follows time: so many parts the time is divided into.
+# The number of steps of a schedule that follows time.
 TICKS = 10**6
 
 
 class Budget(pl.Callback, ABC):
-    """What a run may use; it ends the training there, or earlier, where something else does."""
+    """What a run may use; training ends there, or earlier if another limit is reached first."""
 
-    # The name of what is counted, as a budget's file and argument are called.
+    # What is counted; the name of the budget's file and of its argument.
     unit: ClassVar[str]
 
     def __init__(self, limit: float) -> None:
@@ -39,17 +39,24 @@ class Budget(pl.Callback, ABC):
         """Bound the trainer; call it once, before training, with the length and size of a batch.
 
         Raises:
-            ValueError: the budget is not enough for a step, or does not go together with the run.
+            ValueError: the budget is less than a step takes, or does not fit the run.
 
         """
 
     @abstractmethod
     def used(self, trainer: pl.Trainer, pl_module: Any) -> float | None:
-        """Return how much the run has used since its first start; None where it is not known."""
+        """Return how much the run has used since its first start; None: it is not known."""
 
     @abstractmethod
-    def spent_by(self, checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> bool:
-        """Say whether the run that wrote a checkpoint has nothing left of a budget like this one."""
+    def is_spent(self, step: int, seconds: float, max_steps: int) -> bool:
+        """Say whether a run that resumes has nothing left of this budget.
+
+        Args:
+            step: the optimizer steps that it has behind it.
+            seconds: of training that it has behind it.
+            max_steps: the steps at which the trainer ends, once `plan` has bounded it; -1: no limit.
+
+        """
 
     def to_dict(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
         """Return `unit`, `limit` and `used`, as result.json has them."""
@@ -60,7 +67,7 @@ class Budget(pl.Callback, ABC):
 
 
 class _StepBudget(Budget):
-    """A budget of something of which every step takes the same."""
+    """A budget of a quantity of which every step takes the same."""
 
     def plan(self, trainer: pl.Trainer, pl_module: Any, seq_len: int, batch_size: int) -> None:
         per_step = trainer.accumulate_grad_batches * trainer.world_size
@@ -77,14 +84,15 @@ class _StepBudget(Budget):
 
     @abstractmethod
     def _of_batch(self, pl_module: Any, seq_len: int, batch_size: int) -> int:
-        """What a batch of one process takes."""
+        """Return what a batch of one process takes."""
 
-    def spent_by(self, checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> bool:
-        return checkpoint["global_step"] >= trainer.max_steps
+    def is_spent(self, step: int, seconds: float, max_steps: int) -> bool:
+        """Say whether the steps are over that the budget was turned into."""
+        return step >= max_steps
 
 
 class TokenBudget(_StepBudget):
-    """Ends a run after as many whole optimizer steps as so many input tokens are enough for.
+    """Ends a run after the largest number of whole optimizer steps within a number of input tokens.
 
     Args:
         tokens: of all processes, validation not among them; at least those of a step.
@@ -108,14 +116,14 @@ class TokenBudget(_StepBudget):
 
 
 class FlopBudget(_StepBudget):
-    """Ends a run after as many whole optimizer steps as so many floating-point operations are enough for.
+    """Ends a run after the largest number of whole optimizer steps within a number of operations.
 
     Operations are model FLOPs of forward and backward (`longspan.analysis.flops`), of all processes,
-    attention counted over the pairs that the patterns keep: a sparser pattern gets more steps for the same
-    budget. What a step takes is counted once, before training, under the patterns that the layers have then;
-    where the run's own count (`cost/flops`) comes to something else, since patterns change while it trains, a
-    warning at the end says so. Under a masked objective with `loss_chunk`, whose head runs on the chosen
-    positions alone, a step counts as if as many were chosen as are on average.
+    with attention counted over the pairs that the patterns keep: a sparser pattern gets more steps for the
+    same budget. The operations of a step are counted once, before training, for the patterns of that moment.
+    If the count of the run (`cost/flops`) differs, since patterns change while it trains, there is a warning
+    at the end. With `loss_chunk` the head runs on the scored positions alone; a step counts as if the average
+    number of them were scored (`Objective.scored_share`).
 
     Args:
         flops: floating-point operations; at least those of a step.
@@ -126,7 +134,7 @@ class FlopBudget(_StepBudget):
     """
 
     unit = "flops"
-    # By how much the run's own count may differ before it is worth a word: chosen positions are drawn.
+    # The share by which the count of the run may differ without a warning: scored positions are random.
     _tolerance = 0.01
 
     def __init__(self, flops: float) -> None:
@@ -134,34 +142,34 @@ class FlopBudget(_StepBudget):
 
     def _of_batch(self, pl_module: Any, seq_len: int, batch_size: int) -> int:
         chunked = pl_module.loss_chunk is not None
-        scored = getattr(pl_module.objective, "mask_probability", 1.0) if chunked else 1.0
+        scored = pl_module.objective.scored_share if chunked else 1.0
         model = pl_module.model
         return training_flops(model, layouts_of(model, seq_len), seq_len, batch_size, scored).total
 
     def used(self, trainer: pl.Trainer, pl_module: Any) -> float | None:
-        """Return the operations that were counted while training; None without `Throughput`."""
+        """Return the operations that were counted in training; None without `Throughput`."""
         throughput = find_throughput(trainer)
         return None if throughput is None else throughput.costs()["flops"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hold what was planned against what was counted."""
+        """Warn if the counted operations differ from the planned ones."""
         used, planned = self.used(trainer, pl_module), self.per_step * trainer.global_step
         if used is not None and abs(used - planned) > self._tolerance * planned:
             rank_zero_warn(
-                f"the budget took a step for {self.per_step:,} floating-point operations, those of its first "
-                f"patterns, and {trainer.global_step:,} steps for {planned:,}; counted were {used:,}"
+                f"the budget planned {self.per_step:,} floating-point operations for a step, those of its "
+                f"first patterns, and {planned:,} for {trainer.global_step:,} steps; counted were {used:,}"
             )
 
 
 class SecondsBudget(Budget):
-    """Ends a run with the first optimizer step that ends after so many seconds of training.
+    """Ends a run with the first optimizer step that ends after a number of seconds of training.
 
     The seconds are those of `cost/seconds` (`Throughput`, which has to be among the callbacks): wall time of
-    training since the run's first start, validation not counted, compilation and waiting for data counted. A
-    checkpoint holds them, and a resumed run goes on from there. Two such runs are not equal to the bit.
+    training since the run's first start, with compilation and waiting for data, without validation. A
+    checkpoint holds them, and a resumed run continues the count. Two such runs are not equal to the bit.
 
-    The learning-rate schedule follows the share of the time that was used when a step began to change the
-    weights, or the share of `trainer.max_steps` where one is set and further on; its warm-up is a share too.
+    The learning-rate schedule follows the share of the time that is used when the optimizer's step begins, or
+    the share of `trainer.max_steps` if that is set and larger; its warm-up is a share too.
 
     Args:
         seconds: of training.
@@ -179,10 +187,10 @@ class SecondsBudget(Budget):
         self._elapsed = 0.0
 
     def plan(self, trainer: pl.Trainer, pl_module: Any, seq_len: int, batch_size: int) -> None:
-        """Find the clock; the trainer is left without a number of steps, or with its own."""
+        """Find the clock; the number of steps of the trainer is not changed."""
         self._throughput = find_throughput(trainer)
         if self._throughput is None:
-            raise ValueError("seconds are counted by callbacks.throughput, which this run has not got")
+            raise ValueError("seconds are counted by callbacks.throughput, which this run does not have")
         factory = pl_module.scheduler_factory
         if getattr(factory, "warmup_steps", None) is not None:
             raise ValueError(
@@ -194,11 +202,9 @@ class SecondsBudget(Budget):
         """Return the seconds of training."""
         return None if self._throughput is None else self._throughput.seconds
 
-    def spent_by(self, checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> bool:
-        """Read the seconds in the checkpoint."""
-        clock = checkpoint.get("callbacks", {}).get(Throughput().state_key, {})
-        steps = trainer.max_steps != -1 and checkpoint["global_step"] >= trainer.max_steps
-        return steps or clock.get("seconds", 0.0) >= self.limit
+    def is_spent(self, step: int, seconds: float, max_steps: int) -> bool:
+        """Say whether the seconds are over, or the steps, where the trainer has a limit of them too."""
+        return seconds >= self.limit or (max_steps != -1 and step >= max_steps)
 
     def time_remaining(self) -> float:
         """Return the seconds that are left."""
@@ -210,12 +216,12 @@ class SecondsBudget(Budget):
         optimizer: Optimizer,
         total_steps: int | None,
     ) -> LambdaLR:
-        """Make a learning-rate schedule over the share of the budget that is used up.
+        """Make a learning-rate schedule over the share of the budget that is used.
 
         Args:
             factory: as `longspan.training.optim` has them.
-            optimizer: whose rate it sets.
-            total_steps: where the trainer ends, should that come first; None for nowhere.
+            optimizer: the optimizer of which it sets the rate.
+            total_steps: the step at which the trainer ends if that comes first; None: no such step.
 
         """
         schedule = factory(optimizer, TICKS)
@@ -233,7 +239,7 @@ class SecondsBudget(Budget):
         return schedule
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up what a resumed run had used; one that has nothing left trains no step."""
+        """Read what a resumed run had used; a run with nothing left trains no step."""
         self._measure(trainer)
         if self._elapsed >= self.limit:
             trainer.should_stop = True
@@ -241,13 +247,13 @@ class SecondsBudget(Budget):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Read the clock for the schedule, which is stepped before the batch ends."""
+        """Read the clock for the schedule, which steps before the batch ends."""
         self._measure(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the training, where the batch ended an optimizer step and the time is over."""
+        """End the training if the batch ended an optimizer step and the time is over."""
         if not trainer.fit_loop._should_accumulate():
             self._measure(trainer)
             if self._elapsed >= self.limit:
@@ -255,17 +261,17 @@ class SecondsBudget(Budget):
 
     def _measure(self, trainer: pl.Trainer) -> None:
         assert self._throughput is not None, "plan was not called"
-        # The first process's clock for all, so that they have the same rate and end at the same step.
+        # All processes take the clock of the first, to have the same rate and end at the same step.
         self._elapsed = trainer.strategy.broadcast(self._throughput.seconds)
 
 
 def find_throughput(trainer: pl.Trainer) -> Throughput | None:
-    """Return the trainer's `Throughput`; None where it has none."""
+    """Return the trainer's `Throughput`; None: it has none."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
 
 
 def find_budget(trainer: pl.Trainer) -> Budget | None:
-    """Return the trainer's budget; None where it has none."""
+    """Return the trainer's budget; None: it has none."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, Budget)), None)

@@ -1,4 +1,4 @@
-"""Checkpoints: the best by validation loss and the last, which a run that dies leaves behind as well."""
+"""Checkpoints: the best by validation loss, and the last, which a run that fails writes too."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `<dirpath>/best.ckpt`, the state with the lowest `monitor` at a validation.
 
-    A run that resumes another one in a directory of its own goes on from that run's best: it writes
-    `best.ckpt` only when it gets better; until then the best is the other run's file, which is left alone.
+    A run that resumes from another directory starts with the best of that run: it writes `best.ckpt` only
+    when it gets better. Until then the best is the other run's file, which is left as it is.
 
     Args:
         dirpath: where the file lies.
@@ -38,18 +38,18 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best so far, also when it lies in another directory, where the file is still there."""
+        """Restore the best so far, also from another directory, if the file still exists."""
         if os.path.isfile(state_dict["best_model_path"]):
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `<dirpath>/last.ckpt`: after every validation, every so often, at the end, and when the run dies.
+    """Keeps `<dirpath>/last.ckpt`: after every validation, at intervals, at the end, and when the run fails.
 
-    An exception, SIGTERM or Ctrl-C leaves a last checkpoint behind, of the last complete optimizer step (see
-    `ExactResume`, which has to be among the callbacks). When the exception comes out of the optimizer's step
-    itself, the weights may be half updated; then the file written before stays. With several processes an
-    exception in one of them writes nothing, since it would wait for the others for ever; a signal does.
+    An exception, SIGTERM or Ctrl-C leaves a last checkpoint of the last complete optimizer step (see
+    `ExactResume`, which has to be among the callbacks). If the exception comes from the optimizer's step, the
+    weights may be half updated; then the earlier file stays. With several processes an exception in one of
+    them writes nothing, since it would wait for the others for ever; a signal does.
 
     Args:
         dirpath: where the file lies.
@@ -83,30 +83,30 @@ class LastCheckpoint(Checkpoint):
 
     @property
     def written(self) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return os.path.isfile(self.path)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; a state that was just read need not be written again."""
+        """Start the clock; a state that was just loaded need not be written again."""
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Note that the weights are about to change."""
+        """Record that the weights are about to change."""
         self._updating = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when an interval is over."""
+        """Save at the end of an interval."""
         self._updating = False
         loop = trainer.fit_loop
         if loop._should_accumulate():
             return
         if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
-            # A state of now would be resumed behind the validation, and lose it if the run died in it.
+            # A run that resumes from a checkpoint of this moment would skip the validation that follows.
             return
         due = self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0
         if not due and self.every_n_minutes:
@@ -121,18 +121,18 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer, again=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end of training, where no validation has just done so."""
+        """Save the end of training, unless a validation has just done so."""
         self._save(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save the last complete step of a run that dies, and say how to go on."""
+        """Save the last complete step of a run that fails, and print how to resume."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         signalled = isinstance(exception, KeyboardInterrupt | SystemExit)
         if self._updating:
-            rank_zero_warn("the run died while the weights were being updated; they are not saved")
+            rank_zero_warn("the run failed while the weights were being updated; they are not saved")
         elif trainer.world_size == 1 or signalled:
             self._save(trainer)
         if self.written:
@@ -144,8 +144,8 @@ class LastCheckpoint(Checkpoint):
             return
         if trainer.global_step == self._saved_step and not again:
             return
-        # Lightning writes elsewhere and moves, which is a copy where that is another disk: a run killed
-        # during one would be left without any.
+        # Lightning writes a temporary file and moves it, which copies if it is on another disk: a run killed
+        # during the copy would have no checkpoint.
         unfinished = f"{self.path}.unfinished"
         trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""How a run ends: with a validation, and without losing a step when the user interrupts it."""
+"""The end of a run: a final validation, and no lost step when the user interrupts it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FinalValidation(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell the trainer at the last step that it should stop: it validates before it does."""
+        """Stop the trainer at the last step: it validates before it stops."""
         last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
         last_epoch = (
             trainer.is_last_batch
@@ -39,7 +39,7 @@ class GracefulInterrupt(pl.Callback):
         self._trainer: pl.Trainer | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over SIGINT; only the main thread may."""
+        """Handle SIGINT; only the main thread may."""
         if threading.current_thread() is threading.main_thread():
             self._interrupted = False
             self._trainer = trainer
@@ -53,13 +53,13 @@ class GracefulInterrupt(pl.Callback):
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give SIGINT back."""
+        """Restore the handler of SIGINT."""
         self._restore()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give SIGINT back."""
+        """Restore the handler of SIGINT."""
         self._restore()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

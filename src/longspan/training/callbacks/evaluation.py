@@ -1,4 +1,4 @@
-"""Validation by position, by distance, and by the cells of a task: evaluation.json in the run's directory."""
+"""Validation figures by position, by distance and by the cells of a task: evaluation.json."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from torch import Tensor
 
 from longspan.data.objective import IGNORE
 from longspan.data.repeats import last_occurrence
-from longspan.records.jsonable import plain
+from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import EVALUATION_FILE
 from longspan.training.chunked_loss import TokenScores
 
-# Name of the file in the run's directory.
-
 
 class Evaluation(pl.Callback):
-    """Divides the figures of each validation; those of the last one are `<run_dir>/evaluation.json`.
+    """Divides the figures of each validation; those of the last one are in `<run_dir>/evaluation.json`.
 
     The file holds `step`, `ngram`, and lists of buckets: `by_position` (stretches of the sequence),
     `by_distance` (0, 1, 2 to 3, 4 to 7, … tokens) and, for a task that has cells, `by_cell`. A bucket has
-    `from` and `to` (half open; in a cell its own keys instead), `loss` in nats a token, `accuracy` and
+    `from` and `to` (half open; a cell has other keys instead), `loss` in nats a token, `accuracy` and
     `scored`, the number of scored tokens, from which the first two are sums divided once, over all batches
     and processes. Buckets without a scored token are left out; a loss that is not finite is null.
 
-    Distance is how many tokens back a position has to look. Of a task it is that to the token that holds the
-    answer. Of language modelling it is that to the last place where the text had the same `ngram` tokens, the
-    predicted one last: there the answer was written, and a model that attends it can copy. Tokens without
-    such a place are in no bucket.
+    Distance is the number of tokens between a position and the place that it has to read. In a task this
+    place is the token that holds the answer. In language modelling it is the last place where the text had
+    the same `ngram` tokens, of which the predicted one is the last: a model that attends to it can copy the
+    answer. Tokens without such a place are in no bucket.
 
     Args:
         run_dir: the run's directory.
@@ -54,7 +52,7 @@ class Evaluation(pl.Callback):
         self.position_buckets = position_buckets
         self.ngram = ngram
         self.written = False
-        # Sums for each position, each distance and each cell: [3, ...] of nats, right and scored tokens.
+        # Sums for each position, each distance and each cell: [3, places] of nats, correct and scored tokens.
         self._sums: dict[str, Tensor] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,15 +75,15 @@ class Evaluation(pl.Callback):
         batch = {name: value.cpu() for name, value in batch.items() if isinstance(value, Tensor)}
         length = batch["labels"].shape[1]
         self._add("position", scores.positions % length, scores, length)
-        causal = pl_module.objective.name == "clm"  # type: ignore[union-attr]
-        distances = distances_of(batch, causal, self.ngram).flatten()[scores.positions]
+        objective: Any = pl_module.objective
+        distances = distances_of(batch, objective.causal, self.ngram).flatten()[scores.positions]
         self._add("distance", distances, scores, length + 1)
         cells = getattr(trainer.datamodule, "cells", ())  # type: ignore[attr-defined]
         if cells:
             self._add("cell", batch["cells"][scores.positions // length], scores, len(cells))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file; every process gives its sums."""
+        """Write the file, of the sums of all processes."""
         sums = {name: self._of_all(trainer, pl_module, value) for name, value in self._sums.items()}
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -103,8 +101,8 @@ class Evaluation(pl.Callback):
             found["by_cell"] = [{**cell, **_figures(*own)} for cell, own in each if own[2]]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
-        # The loss of a run that diverged is no number that JSON has.
-        text = json.dumps(plain(found), indent=1, allow_nan=False)
+        # A run that diverged has a loss that JSON cannot hold.
+        text = json.dumps(to_jsonable(found), indent=1, allow_nan=False)
         unfinished.write_text(text + "\n", encoding="utf-8")
         os.replace(unfinished, self.path)
         self.written = True
@@ -123,7 +121,7 @@ class Evaluation(pl.Callback):
     def _of_all(trainer: pl.Trainer, pl_module: pl.LightningModule, sums: Tensor) -> Tensor:
         if trainer.world_size == 1:
             return sums
-        # A process that saw shorter sequences only has fewer places.
+        # A process whose sequences were all shorter has fewer places.
         size = torch.tensor(float(sums.shape[1]), device=pl_module.device)
         size = int(trainer.strategy.reduce(size, reduce_op="max"))
         whole = torch.zeros(3, size, dtype=torch.float64, device=pl_module.device)
@@ -132,12 +130,12 @@ class Evaluation(pl.Callback):
 
 
 def distances_of(batch: dict[str, Tensor], causal: bool, ngram: int) -> Tensor:
-    """How many tokens back each position has to look for its label: int64 `[batch, length]`, -1: unknown.
+    """Return the distance in tokens from each position to its answer: int64 `[batch, length]`, -1: unknown.
 
     Args:
-        batch: as `Objective.collate` makes it; `distances` are a task's own.
-        causal: whether labels are the next tokens, or hidden ones in their own place.
-        ngram: tokens of the n-gram that must have come before, the label its last.
+        batch: as `Objective.collate` makes it; the batch of a task has the key `distances`.
+        causal: whether labels are the next tokens; else they are hidden tokens in their own places.
+        ngram: tokens of the n-gram that must have come before; the label is its last token.
 
     """
     if "distances" in batch:
@@ -147,7 +145,7 @@ def distances_of(batch: dict[str, Tensor], causal: bool, ngram: int) -> Tensor:
     rows = []
     for ids, label, document in zip(inputs, labels, documents, strict=True):
         if causal:
-            # The text is one token longer; a last label that is not scored is of no consequence.
+            # The text is one token longer than the input; a last label that is not scored has no effect.
             text = np.append(ids, max(int(label[-1]), 0))
             if document is not None:
                 document = np.append(document, document[-1])
@@ -159,7 +157,7 @@ def distances_of(batch: dict[str, Tensor], causal: bool, ngram: int) -> Tensor:
 
 
 def powers_of_two(size: int) -> list[int]:
-    """The edges 0, 1, 2, 4, … up to the first that is at least `size`."""
+    """Return the edges 0, 1, 2, 4, … up to the first that is at least `size`."""
     edges = [0, 1]
     while edges[-1] < size:
         edges.append(2 * edges[-1])
@@ -167,7 +165,7 @@ def powers_of_two(size: int) -> list[int]:
 
 
 def buckets(sums: Tensor, edges: list[int]) -> list[dict[str, Any]]:
-    """Figures of each stretch between two edges, of sums `[3, places]`; those without a token left out."""
+    """Return the figures between each two edges, of sums `[3, places]`; empty buckets are left out."""
     found = []
     for first, end in pairwise(edges):
         nats, right, scored = sums[:, first:end].sum(1).tolist()

@@ -13,24 +13,23 @@ from longspan.training.callbacks.stages import in_words, spread, stage_at, whole
 
 
 class LengthSchedule(pl.Callback):
-    """Cuts the sequences of training into shorter ones, at first; in stages they become whole.
+    """Cuts the sequences of training into shorter ones; in stages they reach their whole length.
 
-    At first a model trains on `start` tokens a sequence; each stage has `factor` times the length of the one
-    before, and `seq_len`, that of the data, holds from optimizer step `steps` on (counted from 0). Short
-    sequences at the beginning make training cheaper and steadier (Press, Smith and Lewis 2021,
+    A model first trains on `start` tokens a sequence; each stage has `factor` times the length of the one
+    before. From optimizer step `steps` on (counted from 0) the length is `seq_len`, that of the data. Short
+    sequences at the beginning make training cheaper and more stable (Press, Smith and Lewis 2021,
     arXiv:2012.15832; Li, Zhang and He 2022, arXiv:2108.06084).
 
-    Tokens a step stay the same: a batch ``[batch, seq_len]`` becomes ``[batch * seq_len / length, length]``,
-    each sequence cut into equal parts that do not see one another. So no token is lost or read twice, the
-    order of the data is the one without the schedule (a function of seed, epoch and index), what is scored is
-    the same, and counts of tokens, budgets of tokens and learning rates mean what they meant. A step costs
-    less, by what attention saves; a budget of operations counts each of its steps as a whole one.
+    The number of tokens of a step stays the same: a batch ``[batch, seq_len]`` becomes
+    ``[batch * seq_len / length, length]``, each sequence cut into equal parts that do not attend to each
+    other. No token is lost or read twice, the order of the data and the scored tokens are those without the
+    schedule, and counts of tokens, budgets of tokens and learning rates keep their meaning. A step costs
+    less, by what attention saves; a budget of operations counts each step as one of the whole length.
 
     Positions restart in each part. Validation has sequences of `seq_len` in every stage. A pattern that is
     not defined for so short a sequence attends it densely, with a warning.
 
-    The stage is a function of the trainer's optimizer step alone, so a run that resumes from a checkpoint
-    goes on exactly.
+    The stage is a function of the trainer's optimizer step alone, so a run resumes exactly.
 
     Logged: ``train/seq_len``, the present length.
 
@@ -42,8 +41,8 @@ class LengthSchedule(pl.Callback):
 
     Raises:
         ValueError: a number is out of its range, or `seq_len` is not `start` times a power of `factor`. When
-            training starts, ConfigError: data of another length, or a task, whose answers would be cut off
-            from what they depend on.
+            training starts, ConfigError: the data have another length, or are a task, in which an answer
+            depends on tokens before the cut.
 
     """
 
@@ -91,8 +90,8 @@ class LengthSchedule(pl.Callback):
 def cut(batch: dict[str, Any], length: int) -> None:
     """Cut the sequences of a batch into parts of `length` tokens, in place.
 
-    What is ``[batch, tokens]`` becomes ``[batch * tokens / length, length]``; what is not stays. Positions
-    count from the start of the part, or of the document where that is later.
+    A tensor ``[batch, tokens]`` becomes ``[batch * tokens / length, length]``; others are left as they are.
+    Positions count from the start of the part, or of the document if that is later.
 
     Args:
         batch: as `longspan.data.Objective.collate` makes it.
@@ -107,5 +106,5 @@ def cut(batch: dict[str, Any], length: int) -> None:
             batch[name] = value.reshape(-1, length)
     if "position_ids" in batch:
         counted = torch.arange(length, device=batch["position_ids"].device)
-        # A document that began before the part is further into itself than into the part.
+        # In a document that began before the part, positions count from the start of the part.
         batch["position_ids"] = torch.minimum(batch["position_ids"], counted)

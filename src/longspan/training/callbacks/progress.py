@@ -1,4 +1,4 @@
-"""The progress of a run: a bar in a terminal, a line now and then in a log file."""
+"""The progress of a run: a bar in a terminal, a line at intervals in a log file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from longspan.console import format_duration
 from longspan.training.callbacks.budget import SecondsBudget
 from longspan.training.callbacks.throughput import Throughput
-from longspan.training.module import total_steps
+from longspan.training.horizon import total_steps
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -23,11 +23,11 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
 class TrainingProgress(ProgressBar):
     """Shows steps, loss, tokens a second and the time left.
 
-    In a terminal it is one bar over the whole run, redrawn twice a second. Where the output is no terminal
-    it is a plain line every `plain_seconds`, and one at the end, so that a log file stays readable.
+    In a terminal it is one bar over the whole run, redrawn twice a second. Elsewhere it is a plain line every
+    `plain_seconds` and one at the end, so that a log file stays readable.
 
     Args:
-        plain_seconds: the least time between two lines where there is no terminal.
+        plain_seconds: the least time between two lines if there is no terminal.
         console: where to draw; standard output by default.
 
     Raises:
@@ -77,19 +77,19 @@ class TrainingProgress(ProgressBar):
             self._bar.add_task("training", total=self._total, completed=self._first_step, figures="")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say that the run is validating."""
+        """Show that the run is validating."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description="validating")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go back to training."""
+        """Show that the run is training."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description="training")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show the state, not oftener than it can be read: reading the loss waits for the device."""
+        """Show the state at intervals: reading the loss waits for the device."""
         every = 0.5 if self._bar is not None else self.plain_seconds
         if self._enabled and time.monotonic() - self._shown >= every:
             self._show(trainer)
@@ -103,7 +103,7 @@ class TrainingProgress(ProgressBar):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar, so that the error stands below it."""
+        """Close the bar, so that the error is printed below it."""
         self._close()
 
     def figures(self, trainer: pl.Trainer) -> str:
@@ -123,7 +123,7 @@ class TrainingProgress(ProgressBar):
         return "  ".join(parts)
 
     def seconds_left(self, trainer: pl.Trainer) -> float | None:
-        """Return the time left by the steps done so far, or by the time limit where that comes first."""
+        """Return the time left by the speed of the steps so far, or by the time limit if that is less."""
         limits = []
         done = trainer.global_step - self._first_step
         if self._total is not None and done > 0:

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold so that a resumed run is the uninterrupted one, to the bit."""
+"""Exact resumption: a resumed run equals the uninterrupted one, to the bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-# Where the state of this callback lies in a checkpoint.
+# The key of this callback's state in a checkpoint.
 KEY = "exact_resume"
 
 
@@ -36,23 +36,22 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    # A run resumed on another kind of device has no such state; its arithmetic differs anyhow.
+    # A checkpoint from another kind of device has no such state; the arithmetic differs in any case.
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 class ExactResume(pl.Callback):
-    """Makes every checkpoint resume exactly, whenever it is written and whoever writes it.
+    """Makes every checkpoint resume exactly, at whatever moment and by whatever callback it is written.
 
-    After each optimizer step it notes the state of the loops (with the position in the data) and of the
-    random generators. A checkpoint written between two steps, because the run was interrupted in the middle
-    of one, gets the notes of the last step instead of the present state: the batch that was under way is
-    trained again, where Lightning alone would leave it out. A validation that was under way is not repeated.
-    The generators are set back after each validation, so that the weights do not depend on how often a run
-    validates.
+    After each optimizer step it records the state of the loops (with the position in the data) and of the
+    random generators. A checkpoint written inside a step, because the run was interrupted, gets the recorded
+    state of the last step instead of the present one: the interrupted batch is trained again, which Lightning
+    alone would skip. An interrupted validation is not repeated. The generators are restored after each
+    validation, so that the weights do not depend on how often a run validates.
 
-    A loader whose length is not known is read one batch ahead by Lightning; the notes are the loader's state
-    before that batch, so that the batch is not lost.
+    Lightning reads one batch ahead of a loader of unknown length. The recorded state is that of the loader
+    before this batch, so that the batch is not lost.
     """
 
     def __init__(self) -> None:
@@ -64,7 +63,7 @@ class ExactResume(pl.Callback):
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up the random state of a resumed run, now that the loaders are made, and note the start."""
+        """Restore the random state of a resumed run, after the loaders are made, and record the start."""
         if self._restored is not None:
             ranks = self._restored["random"]
             if len(ranks) != trainer.world_size:
@@ -75,23 +74,23 @@ class ExactResume(pl.Callback):
             set_random_state(ranks[trainer.global_rank], pl_module.device)
             self._restored = None
         self._loaders = self._loader_states(trainer)
-        self._note(trainer, pl_module)
+        self._record(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note where the loader stands: the batch of this step has been read, and maybe one more."""
+        """Record the state of the loader: the batch of this step has been read, and maybe one more."""
         self._loaders_before, self._loaders = self._loaders, self._loader_states(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the state, where the batch ended an optimizer step."""
+        """Record the state if the batch ended an optimizer step."""
         if not trainer.fit_loop._should_accumulate():
-            self._note(trainer, pl_module)
+            self._record(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the generators back to where training left them."""
+        """Restore the generators to their state in training."""
         if self._random and trainer.state.fn == "fit" and not trainer.sanity_checking:
             if self._inside_step(trainer):
                 return
@@ -100,7 +99,7 @@ class ExactResume(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Roll the generators back to the last step, for whoever writes a checkpoint."""
+        """Restore the generators to the last step, before a callback writes a checkpoint."""
         if self._random and trainer.state.fn == "fit":
             set_random_state(self._random, pl_module.device)
 
@@ -129,7 +128,7 @@ class ExactResume(pl.Callback):
         """Keep the random states until training starts: making the loaders draws from the generators."""
         self._restored = checkpoint.get(KEY)
 
-    def _note(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._loops = trainer.fit_loop.state_dict()
         if self._reads_ahead(trainer) and "combined_loader" in self._loops["state_dict"]:
             self._loops["state_dict"]["combined_loader"] = self._loaders_before or self._loaders

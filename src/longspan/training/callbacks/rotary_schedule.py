@@ -25,14 +25,14 @@ class RotarySchedule(pl.Callback):
     128k, each with its own factors (Ding et al. 2024, arXiv:2402.13753).
 
     The stage is a function of the trainer's optimizer step alone, so a run that resumes from a checkpoint
-    has the positions of the run that wrote it, whose weights alone are in the file. A validation sees the
-    positions that the last step was trained with. The model is left with those of the last step.
+    has the positions of the run that wrote it, of which the file holds the weights alone. A validation uses
+    the positions of the last training step. After training the model has those of the last step.
 
     Logged: ``train/rotary_factor``, the present length as a multiple of the original one.
 
-    The schedule changes frequencies, not data: the sequences have ``data.seq_len`` tokens in every stage. A
-    model compiled by torch.compile is compiled again in the first step of a stage, since the frequencies and
-    their scale are other ones; between two stages nothing is.
+    The schedule changes frequencies, not data: the sequences have ``data.seq_len`` tokens in every stage.
+    torch.compile compiles a model again in the first step of a stage, since the frequencies and their scale
+    are constants of the compiled code.
 
     Args:
         method: "linear", "ntk", "dynamic", "yarn" or "longrope".
@@ -82,7 +82,7 @@ class RotarySchedule(pl.Callback):
         return begun[-1] if begun else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the positions that the model comes with, and try every stage before a step is spent."""
+        """Record the positions of the model, and try every stage before the first step."""
         model: Any = pl_module.model
         try:
             if self._model() is not model:
@@ -96,17 +96,17 @@ class RotarySchedule(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Give the model the positions of the step that begins, and log their factor."""
+        """Set the positions of the step that begins, and log their factor."""
         self._apply(pl_module, trainer.global_step)
         pl_module.log("train/rotary_factor", rotary_factor(self._model()), batch_size=1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the model the positions of its last step: a resumed run may validate before it trains."""
+        """Set the positions of the last step: a resumed run may validate before it trains."""
         if self._start is not None:
             self._apply(pl_module, max(0, trainer.global_step - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schedule, so that a run that resumes without it, or with another one, is told."""
+        """Return the schedule, to warn a run that resumes with another one."""
         return {
             "method": self.method,
             "steps": self.steps,
@@ -116,7 +116,7 @@ class RotarySchedule(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warn where the checkpoint was trained by another schedule; this one is what counts."""
+        """Warn if the checkpoint was trained with another schedule; this one is used."""
         own = self.state_dict()
         changes = [
             f"{key}: {state_dict[key]} before, {own[key]} now" for key in own if state_dict[key] != own[key]
@@ -130,7 +130,7 @@ class RotarySchedule(pl.Callback):
             self._set(pl_module.model, stage)
 
     def _set(self, model: Any, stage: int | None) -> None:
-        """Set a stage from the positions that the model came with, so that it may also be an earlier one."""
+        """Set a stage, starting from the first positions of the model: it may be an earlier stage."""
         assert self._start is not None
         restore_rotary(model, self._start)
         if stage is not None:

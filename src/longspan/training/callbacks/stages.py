@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Stage(NamedTuple):
-    """A value and the optimizer step from which on it holds, counted from 0."""
+    """A value and the first optimizer step at which it holds, counted from 0."""
 
     first_step: int
     value: int
@@ -18,12 +18,12 @@ class Stage(NamedTuple):
 def spread(values: Sequence[int], steps: int) -> tuple[Stage, ...]:
     """Spread values evenly over steps: the first from step 0 on, the last from step `steps` on.
 
-    Equal neighbours become one stage. Where there are more values than steps, the later of those that would
-    begin in one step holds, but for the first value, which always has step 0.
+    Equal neighbours become one stage. If there are more values than steps, several would begin at one step:
+    the latest of them holds, except at step 0, which always has the first value.
 
     Args:
         values: at least one.
-        steps: the optimizer step at which the last one is reached.
+        steps: the optimizer step at which the last value begins.
 
     """
     gaps = max(1, len(values) - 1)
@@ -39,12 +39,12 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 def in_words(stages: Sequence[Stage], describe: Callable[[Stage], str]) -> str:
-    """Write stages as `3 from step 0, 9 from step 500`; `describe` says what begins there."""
+    """Write stages as `3 from step 0, 9 from step 500`; `describe` writes the value of a stage."""
     return ", ".join(f"{describe(stage)} from step {stage.first_step:,}" for stage in stages)
 
 
 def warn_of_unreached(stages: Sequence[Stage], steps: int) -> None:
-    """Warn of stages that a run of so many steps ends before; -1 steps are without an end."""
+    """Warn of stages that begin after the last of `steps` optimizer steps; -1: there is no last step."""
     late = [stage for stage in stages if 0 <= steps <= stage.first_step]
     if late:
         warnings.warn(

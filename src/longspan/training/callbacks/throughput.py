@@ -33,11 +33,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` be that of what comes from here on, where the system can; it is left where not."""
+    """Reset `peak_memory` to the present use, where the system can; elsewhere nothing happens."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        # See proc(5): 5 sets the peak of the resident memory to what is resident now.
+        # See proc(5): 5 resets the peak of the resident memory to its present size.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -82,20 +82,20 @@ class Throughput(pl.Callback):
             raise ValueError(f"window must be at least 1, got {window}")
         self.skip = skip
         self._window: deque[_Measured] = deque(maxlen=window)
-        # Steps whose times are not known yet, since the device is behind.
+        # Steps of which the times are not known yet, since the device is behind the host.
         self._waiting: deque[tuple[int, Flops | None]] = deque()
         self._clock = StepClock(torch.device("cpu"))
         self._seen = 0
-        # All devices together; None where their peak is not known.
+        # Of all devices together; None: it is not known.
         self._peak: float | None = None
         self._counter: StepFlops | None = None
         self._batch: dict[str, Any] = {}
-        # Of the step under way, of the last complete one, and of all.
+        # Of the step that has begun, of the last complete one, and of all.
         self._tokens = 0
-        self._under_way = Flops(0, 0)
+        self._of_step = Flops(0, 0)
         self._last: Flops | None = None
         self._total: Flops | None = Flops(0, 0)
-        # Until `_running_since`, the host's time; None while no training is under way.
+        # Of training until `_running_since`, a time of the host; None while the clock is stopped.
         self._seconds = 0.0
         self._running_since: float | None = None
         self._restored = False
@@ -126,7 +126,7 @@ class Throughput(pl.Callback):
         return self._utilisation("dense")
 
     def costs(self) -> dict[str, Any]:
-        """Return what the run has cost, as result.json has it: see `longspan.training.reports.results`."""
+        """Return what the run has cost, as result.json has it: see `longspan.training.reports.figures`."""
         total, last = self._total, self._last
         return {
             "flops": None if total is None else total.total,
@@ -141,12 +141,12 @@ class Throughput(pl.Callback):
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run's training until now, without validation, those of before a resumption too."""
+        """Wall time of training since the first start of the run, without validation."""
         running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
         return self._seconds + running
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock and forget the peak of memory of what came before."""
+        """Start the clock and reset the peak of memory."""
         device = pl_module.device
         forget_peak_memory(device)
         if trainer.global_step and not self._restored:
@@ -167,7 +167,7 @@ class Throughput(pl.Callback):
             self._pause(pl_module.device)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the costs beside the figures of the validation."""
+        """Log the costs with the figures of the validation."""
         if not trainer.sanity_checking:
             self._log_costs(trainer, pl_module)
 
@@ -179,52 +179,52 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """End the waiting for data."""
+        """End the phase of waiting for data."""
         self._clock.lap("data")
         self._batch = batch
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
     ) -> None:
-        """End the forward."""
+        """End the phase of the forward."""
         self._clock.lap("forward")
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the backward, and count it with its forward."""
+        """End the phase of the backward, and count the operations of the batch."""
         self._clock.lap("backward")
         batch_size, seq_len = self._batch["input_ids"].shape
         self._tokens += batch_size * seq_len * trainer.world_size
         if self._counter is not None:
             try:
                 flops = self._counter(batch_size, seq_len, getattr(pl_module, "scored_positions", None))
-                self._under_way = _add(self._under_way, flops, trainer.world_size)
+                self._of_step = _add(self._of_step, flops, trainer.world_size)
             except ValueError as error:
                 self._cannot_count(error)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Add the step to the costs, as the module does with its tokens."""
+        """Add the step to the costs, at the moment at which the module counts its tokens."""
         if self._total is not None:
-            self._total, self._last = _add(self._total, self._under_way), self._under_way
+            self._total, self._last = _add(self._total, self._of_step), self._of_step
         self._waiting.append((self._tokens, self._last))
-        self._under_way, self._tokens = Flops(0, 0), 0
+        self._of_step, self._tokens = Flops(0, 0), 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the step, where the batch did, and log."""
+        """End the step if the batch ended it, and log."""
         self._clock.lap("optimizer")
         if not trainer.fit_loop._should_accumulate():
             self._clock.finish()
         self._measure()
-        # The median of a window need not be taken more often than it is written.
+        # The median of the window is needed only where it is written.
         if trainer._logger_connector.should_update_logs:
             self._log_costs(trainer, pl_module)
             self._log_speed(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for the device, and take the times of the last steps."""
+        """Wait for the device, and read the times of the last steps."""
         if self._running_since is not None:
             self._pause(pl_module.device)
         self._measure()
@@ -236,7 +236,7 @@ class Throughput(pl.Callback):
         self._seconds, self._running_since = self.seconds, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the run has cost, for a checkpoint: what was done in vain is in the seconds alone."""
+        """Return what the run has cost, for a checkpoint; an incomplete step counts in the seconds alone."""
         total = self._total
         return {
             "seconds": self.seconds,
@@ -245,14 +245,14 @@ class Throughput(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from what a checkpoint says."""
+        """Restore the counts of a checkpoint."""
         self._restored = True
         self._seconds = state_dict["seconds"]
         counted = state_dict["flops"] is not None
         self._total = Flops(state_dict["flops"], state_dict["dense_flops"]) if counted else None
 
     def _count_with(self, model: Any) -> None:
-        self._under_way, self._tokens, self._last = Flops(0, 0), 0, None
+        self._of_step, self._tokens, self._last = Flops(0, 0), 0, None
         self._counter = None
         if self._total is not None:
             try:
@@ -270,7 +270,7 @@ class Throughput(pl.Callback):
 
     def _pause(self, device: torch.device) -> None:
         if device.type == "cuda":
-            # What the device has still to do of training is no part of the validation.
+            # The device's remaining work of training must not count as validation.
             torch.cuda.synchronize(device)
         self._seconds, self._running_since = self.seconds, None
 
@@ -288,11 +288,11 @@ class Throughput(pl.Callback):
             "tokens": None if tokens is None else float(tokens + self._tokens),
         }
         if self._total is not None:
-            so_far = _add(self._total, self._under_way)
+            so_far = _add(self._total, self._of_step)
             figures |= {"flops": float(so_far.total), "dense_flops": float(so_far.dense)}
-        # Of this process, as the rows of training are: no mean over processes, nor a warning that it is none.
-        own = not trainer.training and trainer.world_size > 1
-        _log(pl_module, "cost", figures, sync_dist=own, rank_zero_only=own)
+        # Of this process, as in the rows of training: no mean over processes, and no warning of Lightning's.
+        several = not trainer.training and trainer.world_size > 1
+        _log(pl_module, "cost", figures, sync_dist=several, rank_zero_only=several)
 
     def _log_speed(self, pl_module: pl.LightningModule) -> None:
         if not self._window:
@@ -316,7 +316,7 @@ class Throughput(pl.Callback):
 
 @dataclass(frozen=True)
 class _Measured:
-    """An optimizer step: tokens of all processes, seconds, those of each phase, and FLOPs where counted."""
+    """An optimizer step: tokens of all processes, seconds, those of each phase, FLOPs if counted."""
 
     tokens: int
     seconds: float
@@ -335,7 +335,7 @@ def _median(values: Sequence[float]) -> float | None:
 def _log(
     pl_module: pl.LightningModule, group: str, figures: Mapping[str, float | None], **options: Any
 ) -> None:
-    """Log the figures that are known."""
+    """Log the figures that are not None."""
     for name, value in figures.items():
         if value is not None:
             pl_module.log(f"{group}/{name}", value, batch_size=1, **options)

@@ -1,4 +1,4 @@
-"""Patterns that grow while a model trains: an argument goes from one number to another in stages."""
+"""Patterns that grow while a model trains: an argument changes from one number to another in stages."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from longspan.training.callbacks.stages import Stage, in_words, spread, stage_at
 class WindowSchedule(pl.Callback):
     """Moves a whole-number argument of the model's patterns in stages over the steps of training.
 
-    At first the argument is `start`; the values of the stages lie at equal distances, rounded, and the last
-    one, `stop`, holds from optimizer step `steps` on (counted from 0). All layers whose patterns have the
-    argument take part, and so do patterns inside of others (of heads, of set operations); what the
-    configuration of the pattern says for it is of no effect. Windows that grow over training are those of
-    Longformer's staged training (Beltagy et al. 2020, arXiv:2004.05150).
+    The first value is `start`; the values of the stages lie at equal distances, rounded, and the last one,
+    `stop`, holds from optimizer step `steps` on (counted from 0). All patterns that have the argument take
+    part, also those inside others (of heads, of set operations); the configuration of the pattern has no
+    effect on it. Longformer's staged training lets windows grow (Beltagy et al. 2020, arXiv:2004.05150).
 
     The stage is a function of the trainer's optimizer step alone, so a run that resumes from a checkpoint has
-    the patterns of the run that wrote it. A validation sees the patterns that the last step was trained with.
-    The model is left with those of the last step, in its configuration too: an export has them.
+    the patterns of the run that wrote it. A validation uses the patterns of the last training step. After
+    training the model has those of the last step, in its configuration too: an export has them.
 
     Logged: ``train/<argument>``, the present value.
 
-    A model compiled by torch.compile is compiled again in the first step of a stage.
+    torch.compile compiles a model again in the first step of a stage.
 
     Args:
         argument: name of a whole-number argument, such as ``num_sliding_window_blocks``.
         start: its first value.
         stop: its last value, which may be the smaller one.
-        steps: the optimizer step from which on it is `stop`, at least 1.
+        steps: the first optimizer step with the value `stop`, at least 1.
         stages: number of values, at least 2; `start` and `stop` are two of them.
 
     Raises:
@@ -58,10 +57,10 @@ class WindowSchedule(pl.Callback):
         self._stage: Stage | None = None
 
     def begin(self, model: Any, seq_len: int) -> None:
-        """Note the patterns that a model comes with, try every stage, and set the first.
+        """Record the patterns of a model, try every stage, and set the first.
 
         Args:
-            model: a Hugging Face model that was made sparse; a second time nothing is done.
+            model: a Hugging Face model that was made sparse; a second call with it has no effect.
             seq_len: tokens of the longest sequence.
 
         Raises:
@@ -95,25 +94,25 @@ class WindowSchedule(pl.Callback):
         return [with_value(pattern, self.argument, stage.value) for pattern in self._patterns]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin, where that was not done; a model that was trained before starts anew."""
+        """Call `begin` if it was not called; a model that was trained before starts again."""
         self.begin(pl_module.model, trainer.datamodule.seq_len)  # type: ignore[attr-defined]
         self._apply(pl_module, trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Give the model the patterns of the step that begins, and log the value."""
+        """Set the patterns of the step that begins, and log the value."""
         self._apply(pl_module, trainer.global_step)
         assert self._stage is not None
         pl_module.log(f"train/{self.argument}", float(self._stage.value), batch_size=1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the model the patterns of its last step: a resumed run may validate before it trains."""
+        """Set the patterns of the last step: a resumed run may validate before it trains."""
         if self._model() is not None:
             self._apply(pl_module, max(0, trainer.global_step - 1))
 
     def in_words(self, seq_len: int) -> str:
-        """Name the stages, with the share of the blocks that the layers keep of `seq_len` tokens."""
+        """Return the stages in words, with the density of the layers at `seq_len` tokens."""
 
         def describe(stage: Stage) -> str:
             densities = [pattern.layout(seq_len).density for pattern in self.at(stage)]
@@ -137,15 +136,15 @@ class WindowSchedule(pl.Callback):
 
 
 def takes(pattern: SparsityConfig, argument: str) -> bool:
-    """Say whether a pattern, or one inside of it, has a whole-number argument of that name."""
-    own = _arguments(pattern)
-    if type(own.get(argument)) is int:
+    """Return whether a pattern, or one inside it, has a whole-number argument of that name."""
+    arguments = _arguments(pattern)
+    if type(arguments.get(argument)) is int:
         return True
-    return any(takes(inner, argument) for value in own.values() for inner in patterns_in(value))
+    return any(takes(inner, argument) for value in arguments.values() for inner in patterns_in(value))
 
 
 def with_value(pattern: SparsityConfig, argument: str, value: int) -> SparsityConfig:
-    """Return a pattern with another value of an argument, in the patterns inside of it too.
+    """Return a pattern with another value of an argument, in the patterns inside it too.
 
     Raises:
         ValueError: the value is out of its range.
@@ -154,13 +153,13 @@ def with_value(pattern: SparsityConfig, argument: str, value: int) -> SparsityCo
     if not takes(pattern, argument):
         return pattern
     changed: dict[str, Any] = {}
-    for name, own in _arguments(pattern).items():
-        if name == argument and type(own) is int:
+    for name, before in _arguments(pattern).items():
+        if name == argument and type(before) is int:
             changed[name] = value
-        elif isinstance(own, SparsityConfig):
-            changed[name] = with_value(own, argument, value)
-        elif isinstance(own, tuple) and patterns_in(own):
-            changed[name] = tuple(with_value(inner, argument, value) for inner in own)
+        elif isinstance(before, SparsityConfig):
+            changed[name] = with_value(before, argument, value)
+        elif isinstance(before, tuple) and patterns_in(before):
+            changed[name] = tuple(with_value(inner, argument, value) for inner in before)
     return replace(pattern, **changed)
 
 

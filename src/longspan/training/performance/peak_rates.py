@@ -1,9 +1,9 @@
-"""How many floating-point operations a device can do in a second at most, by its name and the precision.
+"""The peak rate of a device in floating-point operations a second, by its name and the precision.
 
-The rates are the vendors' own for dense matrix products that are summed in float32; those "with sparsity",
-which datasheets print first, are twice as high and mean weights with two zeros in four. A device that is not
-listed has no rate: utilisation is then not known, which is better than wrong. (Lightning's own table holds
-rates with sparsity for the H200, and none of the tensor cores for GeForce.)
+The rates are those of the vendors for dense matrix products with sums in float32. Rates "with sparsity",
+which datasheets print first, are twice as high and hold for weights with two zeros in four. A device that is
+not listed has no rate, and no utilisation is reported for it. (Lightning's table has rates with sparsity for
+the H200, and none of the tensor cores for GeForce.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class PeakRates:
-    """Dense peak rates of one device in TFLOP/s; None where its matrix units do not know the format."""
+    """Dense peak rates of one device in TFLOP/s; None: its matrix units do not have the format."""
 
     bf16: float | None
     fp16: float
@@ -29,8 +29,8 @@ _HOPPER_NVL = PeakRates(835.5, 835.5, 417.5, 60.0)
 _AMPERE = PeakRates(312.0, 312.0, 156.0, 19.5)
 _CDNA3 = PeakRates(1307.4, 1307.4, 653.7, 163.4)
 
-# By the whole name that torch gives, so that a slice of a device (MIG), a laptop's GPU or a later model of a
-# similar name is not taken for one of these.
+# By the whole name that torch reports: a slice of a device (MIG), the GPU of a laptop and a later model have
+# similar names and other rates.
 _RATES: dict[str, PeakRates] = {
     # NVIDIA HGX B200 and GB200 NVL72 datasheets, divided by the number of GPUs.
     r"NVIDIA B200": PeakRates(2250.0, 2250.0, 1125.0, 75.0),
@@ -91,7 +91,7 @@ def peak_rate(device_name: str, precision: str, tf32: bool = False) -> int | Non
 
 
 def device_peak_rate(device: torch.device, precision: str) -> int | None:
-    """Return the peak of a device as torch is set up now; None for one that is no GPU or not known."""
+    """Return the peak of a device for torch's present settings; None: it is no CUDA device or not listed."""
     if device.type != "cuda":
         return None
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"

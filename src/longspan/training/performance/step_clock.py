@@ -1,4 +1,4 @@
-"""What the phases of a training step take, on the host or, without waiting for it, on a CUDA device."""
+"""The time of the phases of a training step, on the host or, without waiting for it, on a CUDA device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ Step = dict[str, float]
 class StepClock:
     """Times the phases of steps.
 
-    On a CUDA device the phases are what lies between events in its stream, so that they are the device's own
-    time, however far ahead of it the host runs; they are read when they have passed. Elsewhere they are the
-    host's.
+    On a CUDA device a phase is the time between two events in its stream, so it is time of the device,
+    however far the host is ahead; it is read when both events have passed. Elsewhere it is time of the host.
 
     Args:
         device: what the steps are computed on.
@@ -32,11 +31,11 @@ class StepClock:
         self._finished: deque[list[tuple[str, Any, Any]]] = deque()
 
     def start(self) -> None:
-        """Let the next phase begin now; what has passed since the last one ended is in none."""
+        """Begin the next phase; the time since the end of the last one counts in no phase."""
         self._mark = self._now()
 
     def lap(self, phase: str) -> None:
-        """End a phase of the step under way, which may have it several times; the next one begins."""
+        """End a phase of the present step and begin the next; a step may have a phase several times."""
         if self._mark is None:
             return
         now = self._now()
@@ -50,11 +49,11 @@ class StepClock:
         self._laps = []
 
     def drop(self) -> None:
-        """Forget the step under way."""
+        """Forget the present step."""
         self._laps = []
 
     def steps(self) -> list[Step]:
-        """Return the seconds of each phase of the finished steps, each step once; none that still runs."""
+        """Return the seconds of each phase of the steps that have finished since the last call."""
         steps = []
         while self._finished and self._passed(self._finished[0][-1][2]):
             step: Step = dict.fromkeys(PHASES, 0.0)

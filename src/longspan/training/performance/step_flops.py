@@ -1,4 +1,4 @@
-"""The floating-point operations of each batch of a run, under the patterns that its layers have then."""
+"""The floating-point operations of each batch of a run, for the present patterns of its layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from longspan.analysis.flops import Flops, Trace, attention_layers, layout_of, p
 
 
 class StepFlops:
-    """Counts batches; what was counted once is looked up.
+    """Counts batches, and remembers the counts.
 
-    Patterns and lengths may change while a model trains: each call reads which ones its layers have.
+    Patterns and lengths may change while a model trains: each call reads the present ones.
 
     Args:
         model: as `longspan.analysis.flops.training_flops` takes it.
@@ -34,7 +34,7 @@ class StepFlops:
         Args:
             batch_size: sequences.
             seq_len: tokens of a sequence.
-            scored: how many positions went through the head; None for all.
+            scored: the number of positions that went through the head; None: all.
 
         Raises:
             ValueError: the model cannot be counted, as `longspan.analysis.flops.training_flops` says.
@@ -52,7 +52,7 @@ class StepFlops:
         return Flops(flops.total - unscored, flops.dense - unscored)
 
     def _trace(self, batch_size: int, seq_len: int, some: bool) -> tuple[Trace, int]:
-        """Return the trace of a whole batch and, where needed, the operations of the head a position."""
+        """Return the trace of a whole batch and, if `some`, the operations of the head for one position."""
         whole = trace(self._model, seq_len, batch_size)
         positions = batch_size * seq_len
         if not some or positions == 1:

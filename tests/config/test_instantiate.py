@@ -4,7 +4,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from longspan.config.instantiate import config_dir, instantiate, locate
+from longspan.config.folders import config_dir
+from longspan.config.instantiate import instantiate, locate
 from longspan.errors import ConfigError
 from longspan.training.optim import AdamW
 

@@ -11,6 +11,7 @@ import pytest
 from hydra.conf import HydraConf
 from omegaconf import OmegaConf
 
+from longspan.config import machine
 from longspan.errors import ConfigError
 from longspan.sweeps import devices, job_folders
 from longspan.sweeps import launcher as launching
@@ -303,7 +304,7 @@ def launcher(name):
 
 
 def test_a_plain_command_leaves_alone_what_another_offers(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "visible_gpus", lambda accelerator: ["0"])
+    monkeypatch.setattr(machine, "visible_gpus", lambda accelerator: ["0"])
     launcher("JoblibLauncher")._offer_devices(tmp_path)
     offered = (tmp_path / devices.FOLDER / "offered.json").read_text()
     launcher("BasicLauncher")._offer_devices(tmp_path)
@@ -331,7 +332,7 @@ def test_a_job_begins_without_the_memory_of_the_one_before(tmp_path, monkeypatch
     assert before() is not None, "its parts refer to each other"
     alive = []
 
-    def train(config, overrides, resume):
+    def train(config, overrides, resume, sweep):
         alive.append(before())
         return {"metrics": {"val_loss": 1.0}}
 
@@ -349,9 +350,9 @@ def test_which_gpus_there_are(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert devices.visible_gpus() == ["0", "1", "2"]
-    assert devices.visible_gpus("cpu") == []
-    assert devices.jobs_at_once("auto") == 3
-    assert devices.jobs_at_once("cpu") == devices.cores() >= 1
+    assert machine.visible_gpus() == ["0", "1", "2"]
+    assert machine.visible_gpus("cpu") == []
+    assert machine.jobs_at_once("auto") == 3
+    assert machine.jobs_at_once("cpu") == machine.cores() >= 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-a,7")
-    assert devices.visible_gpus("cuda") == ["4", "GPU-a", "7"]
+    assert machine.visible_gpus("cuda") == ["4", "GPU-a", "7"]

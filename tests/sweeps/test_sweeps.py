@@ -17,9 +17,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from longspan.config import schemas
-from longspan.config.instantiate import config_dir
-from longspan.sweeps import devices
+from longspan.config import machine, schemas
+from longspan.config.folders import config_dir
 from longspan.training.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -261,7 +260,7 @@ def test_jobs_beside_each_other(command, tmp_path, monkeypatch, one_by_one, opti
     if not installed(module):
         pytest.skip(f"the extra {extra} is not installed")
     # As on a machine with two GPUs; the jobs compute on the CPU all the same.
-    monkeypatch.setattr(devices, "visible_gpus", lambda accelerator="auto": ["6", "GPU-b"])
+    monkeypatch.setattr(machine, "visible_gpus", lambda accelerator="auto": ["6", "GPU-b"])
     arguments = ["-m", *TINY, *SHORT, option, "sparsity=bigbird,dense"]
     if extra == "ray":
         # Ray gives out devices itself, and finds none here. A token would lie in the home directory.
