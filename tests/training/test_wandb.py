@@ -23,7 +23,7 @@ from longspan.config.patterns import read_patterns
 from longspan.data import ByteTokenizer
 from longspan.models import build_model
 from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
-from longspan.sweeps import table as sweep
+from longspan.sweeps import jobs as sweep
 from longspan.training.loggers import WandbRun, close_loggers
 from longspan.training.reports.facts import pattern_facts
 from longspan.training.reports.logged import describe_start, pattern_figures, pattern_label
