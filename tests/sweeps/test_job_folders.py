@@ -227,7 +227,7 @@ def test_a_result_stays_its_job_s_where_the_sweep_is_moved():
 
 def test_what_cannot_be_told_before_a_job_begins_is_not_taken():
     unknown = config(model={"num_heads": "${hydra:job.num}"})
-    assert not launching._is_surely_of_job({"config": {"seed": 0}}, unknown)
+    assert not launching._is_known_to_be_of_job({"config": {"seed": 0}}, unknown)
 
 
 def test_a_folder_s_name_has_no_folders_in_it():
