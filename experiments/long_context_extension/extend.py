@@ -29,6 +29,7 @@ from plan import SCALES, Scale, cells, name_of
 from tables import write_tables
 
 import longspan
+from longspan.data.objective import is_causal
 from longspan.models import build_model
 
 HERE = Path(__file__).parent
@@ -96,7 +97,7 @@ class Experiment:
             model, trained = self.pretrained(rotary)
             return {"pretraining": trained, "before": self.evaluate(model, objective, scale.trained)}
         length = cell["factor"] * scale.trained
-        attention = "unidirectional" if objective == "clm" else "bidirectional"
+        attention = "unidirectional" if is_causal(objective) else "bidirectional"
         if kind == "scratch":
             model = fresh(scale, scale.architecture, length, self.text(objective), objective).to(self.device)
             longspan.sparsify(model, scale.patterns(attention)[cell["pattern"]])

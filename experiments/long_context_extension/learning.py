@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longspan.data import ByteTokenizer, CausalLanguageModeling, MaskedLanguageModeling, PythonSource
+from longspan.data import ByteTokenizer, PythonSource
+from longspan.data.objective import OBJECTIVES
 from longspan.data.packing import PackedDocuments, encode_document
 from longspan.training.optim import AdamW, Cosine
-
-OBJECTIVES = {"mlm": MaskedLanguageModeling, "clm": CausalLanguageModeling}
 
 
 class Text:

@@ -28,9 +28,10 @@ from step_tables import write_tables
 from torch import Tensor
 
 import longspan
+from longspan.data.objective import is_causal
 from longspan.models import build_model
 from longspan.models.head import split_head
-from longspan.training.chunked_loss import chunked_loss, piece_sum, scored_positions
+from longspan.training.chunked_loss import chunk_loss_sum, chunked_loss, scored_positions
 from longspan.training.optim import AdamW
 
 HERE = Path(__file__).parent
@@ -98,7 +99,7 @@ def batches(cell: Cell, device: torch.device, count: int = 4) -> list[tuple[Tens
     for _ in range(count):
         labels = torch.randint(vocabulary, (1, cell.length), generator=generator)
         ids = labels.clone()
-        if objective == "mlm":
+        if not is_causal(objective):
             hidden = torch.rand(labels.shape, generator=generator) < 0.15
             ids[hidden] = 103  # [MASK]
             labels[~hidden] = -100
@@ -122,11 +123,11 @@ def make_step(
     attention["install"](model)
     optimizer = AdamW(lr=1e-4, fused=True)(model)
     backbone, head = split_head(model)
-    summed = piece_sum
+    summed = chunk_loss_sum
     if cell.mode == "compiled":
         backbone.compile(dynamic=False, options=attention["compile_options"])
         # The last chunk is shorter, by another number each time.
-        summed = torch.compile(piece_sum, dynamic=True)
+        summed = torch.compile(chunk_loss_sum, dynamic=True)
     upcoming = _endless(batches(cell, device))
 
     def step() -> None:
@@ -190,7 +191,7 @@ def measure(cell: Cell, sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """The line of a cell: the first of the attention's variants that works, and how the others failed."""
     failed: dict[str, str] = {}
     heads, dim = sizes.heads, sizes.width // sizes.heads
-    causal = MODELS[cell.model][0] == "clm"
+    causal = is_causal(MODELS[cell.model][0])
     for variant in install(cell.attention, cell.length, heads, dim, causal, device, cell.mode == "compiled"):
         name = variant["name"]
         try:

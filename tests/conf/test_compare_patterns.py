@@ -3,12 +3,11 @@
 import hashlib
 import importlib
 
-import lightning.pytorch as pl
 import pytest
 from omegaconf import OmegaConf
 
 from longspan.config.folders import config_dir
-from longspan.training.run import build
+from longspan.training.build import build
 
 FILE = OmegaConf.load(config_dir() / "experiment" / "compare_patterns.yaml")
 PATTERNS = FILE.hydra.sweeper.params.sparsity.split(",")
@@ -27,8 +26,8 @@ TINY = [
 
 def start_of_a_run(config) -> tuple[str, list[str], str]:
     """What it begins with, as hashes: its weights, its first batches, its layout."""
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    data, module, pattern = build(config)
+    run = build(config)
+    data, module, pattern = run.data, run.module, run.patterns
     weights = hashlib.sha256()
     for name, value in module.model.state_dict().items():
         weights.update(name.encode() + value.numpy().tobytes())

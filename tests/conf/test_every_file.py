@@ -13,7 +13,8 @@ from longspan.config.folders import config_dir
 from longspan.config.instantiate import instantiate
 from longspan.errors import ConfigError
 from longspan.positions import LEARNED_METHODS, ROTARY_METHODS
-from longspan.training.run import build, train
+from longspan.training.build import build
+from longspan.training.run import train
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))
 OPTIONS = {
@@ -166,8 +167,8 @@ def test_the_online_logger_is_online(compose):
 
 def one_batch(config: DictConfig) -> float:
     """The loss of the first batch of training, with gradients for all that can have one."""
-    torch.manual_seed(0)
-    data, module, _ = build(config)
+    run = build(config)
+    data, module = run.data, run.module
     batch = next(iter(data.train_dataloader()))
     assert batch["input_ids"].shape == (config.data.batch_size, config.data.seq_len)
     loss = module.objective.loss(module(batch), batch["labels"])
@@ -304,7 +305,8 @@ def test_a_task_takes_no_other_tokenizer_and_a_text_not_the_tasks(compose, text_
 
 
 def test_a_batch_of_the_default_corpus(compose):
-    data, _, pattern = build(compose("experiment=smoke"))
+    run = build(compose("experiment=smoke"))
+    data, pattern = run.data, run.patterns
     assert data.corpus_info.train.bytes > 1_000_000
     assert 2.5 < data.byte_entropy < 4.5
     assert pattern.name == "bigbird"
@@ -351,7 +353,7 @@ def test_a_batch_of_a_pretrained_model_with_a_pattern_a_layer(compose, text_data
     """The copies of tiled positions meet in the dense layer alone."""
     options = ["objective=mlm", "position=tile", "data.seq_len=200"]
     config = compose(*PRETRAINED, *text_data, *options, 'sparsity.layers="local"')
-    assert isinstance(build(config)[2], list)
+    assert isinstance(build(config).patterns, list)
     config = compose(*PRETRAINED, *text_data, *options, 'sparsity.layers="local dense"')
     with pytest.warns(UserWarning, match="method 'tile' repeats"):
         assert 4.0 < one_batch(config) < 6.0

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from longspan.errors import ConfigError
 from longspan.models import load_pretrained
 from longspan.models.pretrained import num_heads_of
-from longspan.training.run import build
+from longspan.training.build import build
 
 ROOT = Path(__file__).parents[2]
 OWN = ["tokenizer=huggingface", "tokenizer.name_or_path=PRETRAINED", "objective=mlm", "sparsity.block=16"]
@@ -61,7 +61,7 @@ def test_the_command(pretrained, tmp_path):
 def test_the_weights_are_the_pretrained_ones_and_the_positions_longer(compose, text_data, pretrained):
     from transformers import AutoModelForMaskedLM
 
-    _, module, _ = build(compose(*MODEL, *OWN, *text_data, "position=tile", "data.seq_len=300"))
+    module = build(compose(*MODEL, *OWN, *text_data, "position=tile", "data.seq_len=300")).module
     model, stock = module.model, AutoModelForMaskedLM.from_pretrained(pretrained)
     table = "bert.embeddings.position_embeddings.weight"
     found, expected = model.state_dict(), stock.state_dict()

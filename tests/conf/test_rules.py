@@ -11,7 +11,7 @@ from longspan.config.folders import config_dir
 from longspan.config.instantiate import ALLOWED_PACKAGES
 from longspan.config.schemas import RunConfig
 from longspan.sparsity import PATTERNS
-from longspan.training.run import build
+from longspan.training.build import build
 
 FILES = sorted(config_dir().glob("**/*.yaml"))
 
@@ -71,11 +71,11 @@ def test_a_bidirectional_pattern_under_the_causal_objective_warns(compose, text_
 
 def test_backend_and_chunks_of_the_loss_reach_the_model(compose, text_data):
     options = ["attention_backend=reference", "loss_chunk=64"]
-    _, module, _ = build(compose("experiment=smoke", *text_data, *options))
+    module = build(compose("experiment=smoke", *text_data, *options)).module
     layers = [layer for layer in module.modules() if isinstance(layer, SparseSelfAttention)]
     assert [layer.backend for layer in layers] == ["reference"] * 2
     assert module.loss_chunk == 64
-    _, module, _ = build(compose("experiment=smoke", *text_data))
+    module = build(compose("experiment=smoke", *text_data)).module
     assert next(m for m in module.modules() if isinstance(m, SparseSelfAttention)).backend == "auto"
     assert module.loss_chunk is None
 

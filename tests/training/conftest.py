@@ -43,7 +43,7 @@ class TinyModel(nn.Module):
 
 
 class TinyObjective:
-    name, attention = "clm", "unidirectional"
+    name, attention, causal, scored_share = "clm", "unidirectional", True, 1.0
 
     def loss(self, logits, labels):
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)

@@ -214,13 +214,13 @@ def test_a_checkpoint_between_steps_resumes_exactly(tmp_path, monkeypatch, budge
 
 def test_nothing_is_left_of_a_budget(tmp_path, budgeted, clock):
     spent = budgeted(tmp_path / "seconds", SecondsBudget(3), callbacks=[clock.callback()]).fit()
-    state = torch.load(spent.last, weights_only=True)
+    seconds = torch.load(spent.last, weights_only=True)["callbacks"][Throughput().state_key]["seconds"]
     later = budgeted(tmp_path, SecondsBudget(3), callbacks=[clock.callback()])
-    assert find_budget(later.trainer).spent_by(state, later.trainer)
+    assert find_budget(later.trainer).is_spent(3, seconds, later.trainer.max_steps)
     assert later.fit(spent.last).trainer.global_step == 3, "no step more"
     for budget, left in ((SecondsBudget(4), True), (TokenBudget(3 * 16), False), (TokenBudget(4 * 16), True)):
         run = budgeted(tmp_path, budget)
-        assert budget.spent_by(state, run.trainer) is not left
+        assert budget.is_spent(3, seconds, run.trainer.max_steps) is not left
 
 
 def test_seconds_need_a_clock_and_a_schedule_of_shares(make_run, tmp_path, budgeted):

@@ -1,6 +1,7 @@
 import io
 import itertools
 import re
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +11,9 @@ from longspan.console import format_duration
 from longspan.training.callbacks import throughput
 from longspan.training.callbacks.progress import TrainingProgress
 from longspan.training.callbacks.throughput import Throughput
-from longspan.training.trainer import make_trainer, validate_if_missing
+from longspan.training.fitting import fit
+from longspan.training.resuming import Checkpoint
+from longspan.training.trainer import make_trainer
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
@@ -127,8 +130,11 @@ def test_bounded_by_epochs(tmp_path, make_run):
 
 def test_a_finished_run_is_validated_again(tmp_path, make_run):
     first = make_run(tmp_path / "first").fit()
-    again = make_run(tmp_path / "again").fit(first.last)
+    last = Path(first.last)
+    other = make_run(tmp_path / "other")
+    assert fit(other, Checkpoint(last, 12)) is None
+    assert "val/loss" not in other.trainer.callback_metrics
+    again = make_run(tmp_path / "again")
+    assert fit(again, Checkpoint(last, 12, of_this_run=True)) is None
     assert again.trainer.global_step == 12
-    assert "val/loss" not in again.trainer.callback_metrics
-    validate_if_missing(again.trainer, again.module, again.data)
     assert again.val_loss == first.val_loss

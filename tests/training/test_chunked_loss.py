@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from longspan.data import CausalLanguageModeling, MaskedLanguageModeling
 from longspan.models import build_model
-from longspan.training.chunked_loss import chunked_loss, piece_sum, scored_positions
+from longspan.training.chunked_loss import chunk_loss_sum, chunked_loss, scored_positions
 from longspan.training.module import LongspanModule
 from longspan.training.optim import AdamW
 from longspan.training.trainer import make_trainer
@@ -58,7 +58,7 @@ def test_logits_exist_for_one_chunk_of_scored_positions():
 
     def watch(head, hidden, targets):
         seen.append(len(hidden))
-        return piece_sum(head, hidden, targets)
+        return chunk_loss_sum(head, hidden, targets)
 
     labels = torch.full((2, 50), -100)
     labels.view(-1)[torch.tensor([3, 4, 40, 41, 42, 90, 99])] = 1
@@ -144,7 +144,7 @@ def test_compile_takes_the_backbone_and_the_chunk(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiled.append(function) or function)
     LongspanModule(model, OBJECTIVES["mlm"], AdamW(), compile=True, loss_chunk=4).configure_model()
-    assert compiled == [model.bert, piece_sum]
+    assert compiled == [model.bert, chunk_loss_sum]
 
 
 def test_what_is_refused(make_model):

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 import longspan
 from longspan.config import schemas
 from longspan.config.folders import config_dir
-from longspan.training.run import build, train
+from longspan.training.build import build
+from longspan.training.run import train
 
 ROOT = Path(__file__).parents[2]
 CASES = {
@@ -47,7 +48,7 @@ def trained(folder, *overrides):
     """A run of two steps, and its module as it was at the best validation."""
     config = configured(folder, *overrides)
     train(config)
-    _, module, _ = build(config)
+    module = build(config).module
     weights = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     module.load_state_dict(weights)
     return SimpleNamespace(folder=folder, model=module.model.eval())
@@ -294,7 +295,7 @@ def test_a_run_on_a_task_gives_its_ids_back(task, tmp_path):
     ]
     run = trained(tmp_path / "run", f"data={task}", "objective=clm", *small, *sizes[task])
     folder = longspan.export(run.folder, tmp_path / "exported")
-    data, _, _ = build(configured(tmp_path, f"data={task}", "objective=clm", *small, *sizes[task]))
+    data = build(configured(tmp_path, f"data={task}", "objective=clm", *small, *sizes[task])).data
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="longspan").eval()
     assert len(tokenizer) == data.vocab_size == model.config.vocab_size

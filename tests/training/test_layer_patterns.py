@@ -11,9 +11,10 @@ from longspan.config.instantiate import instantiate
 from longspan.errors import ConfigError
 from longspan.models.layers import attention_of, self_attention_layers, sparsity_of
 from longspan.sparsity import BigBirdSparsityConfig, DenseSparsityConfig, LocalSlidingWindowSparsityConfig
+from longspan.training.build import build
 from longspan.training.export import export
 from longspan.training.reports.facts import pattern_facts
-from longspan.training.run import build, train
+from longspan.training.run import train
 
 LINE = 'sparsity.layers="local dense*2 bigbird"'
 
@@ -27,14 +28,15 @@ PATTERNS = [
 
 
 def test_each_layer_has_the_pattern_of_the_line(composed):
-    _, module, pattern = build(composed(LINE))
-    assert pattern == PATTERNS
-    assert [attention_of(layer).sparsity_config for layer in self_attention_layers(module.model)] == PATTERNS
-    assert sparsity_of(module.model.config) == PATTERNS
+    run = build(composed(LINE))
+    model = run.module.model
+    assert run.patterns == PATTERNS
+    assert [attention_of(layer).sparsity_config for layer in self_attention_layers(model)] == PATTERNS
+    assert sparsity_of(model.config) == PATTERNS
 
 
 def test_without_a_line_there_is_one_pattern(composed):
-    assert build(composed())[2] == PATTERNS[3]
+    assert build(composed()).patterns == PATTERNS[3]
 
 
 def test_the_key_is_known_to_every_option_and_no_argument_of_any(composed):
@@ -42,7 +44,7 @@ def test_the_key_is_known_to_every_option_and_no_argument_of_any(composed):
         config = composed(f"sparsity={option}")
         assert config.sparsity.layers is None
         assert instantiate(config.sparsity).name == option
-        _, _, patterns = build(composed(f"sparsity={option}", f'sparsity.layers="{option} local"'))
+        patterns = build(composed(f"sparsity={option}", f'sparsity.layers="{option} local"')).patterns
         assert isinstance(patterns, list)
         assert [one.name for one in patterns if one] == [option, "local_sliding_window"] * 2
 
@@ -78,7 +80,7 @@ def test_a_run_trains_a_mixture_and_its_export_keeps_it(composed, tmp_path, caps
     assert sparsity_of(loaded.config) == PATTERNS
     torch.manual_seed(0)
     ids = torch.randint(256, (1, 128))
-    _, module, _ = build(composed(LINE))
+    module = build(composed(LINE)).module
     weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)["state_dict"]
     module.load_state_dict(weights)
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_a_run_trains_a_mixture_and_its_export_keeps_it(composed, tmp_path, caps
         torch.testing.assert_close(loaded.eval()(input_ids=ids).logits, expected)
         # The layers' patterns are told apart: another order gives other logits.
         module.load_state_dict(weights)
-        _, other, _ = build(composed('sparsity.layers="bigbird dense*2 local"'))
+        other = build(composed('sparsity.layers="bigbird dense*2 local"')).module
         other.load_state_dict(weights)
         assert not torch.allclose(other.model.eval()(input_ids=ids).logits, expected)
 

@@ -1,24 +1,22 @@
 import io
 import json
 import re
+import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from longspan.console import print_report
 from longspan.records.run_folder import read_result
+from longspan.training.build import Run
 from longspan.training.callbacks.throughput import Throughput
 from longspan.training.loggers import CsvLogger
-from longspan.training.reports import facts
-from longspan.training.reports.facts import pattern_facts, run_facts
-from longspan.training.reports.report import (
-    comparison_table,
-    end_report,
-    start_report,
-    warn_unidirectional_pattern,
-)
-from longspan.training.reports.results import collect_result, write_result
+from longspan.training.reports.facts import pattern_facts
+from longspan.training.reports.figures import END, START
+from longspan.training.reports.report import comparison_table, end_report, start_report
+from longspan.training.reports.results import collect_result, start_record, write_result
 from longspan_kernels.layout import BlockLayout
 
 CORPUS = {
@@ -27,6 +25,37 @@ CORPUS = {
     "validation": {"documents": None, "bytes": None, "sha256": None, "long_bytes": None},
     "details": {},
 }
+
+# Of result.json.
+KEYS = [
+    "backend",
+    "budget",
+    "checkpoints",
+    "config",
+    "corpus",
+    "cost",
+    "date",
+    "device",
+    "files",
+    "metrics",
+    "model",
+    "name",
+    "objective",
+    "output_dir",
+    "overrides",
+    "patterns",
+    "positions",
+    "precision",
+    "schedules",
+    "seconds",
+    "seq_len",
+    "status",
+    "steps",
+    "throughput",
+    "tokens",
+    "tokens_per_step",
+    "versions",
+]
 
 
 @dataclass(frozen=True)
@@ -57,21 +86,29 @@ def line_of(text, label):
     return next(line for line in text.splitlines() if line.strip().startswith(label))
 
 
-def facts_of(run, directory, **changes):
-    options = {
-        "name": "first",
-        "output_dir": str(directory),
-        "model": run.model,
-        "objective": "clm",
-        "sparsity": Banded(),
-        "seq_len": 32,
-        "batch_size": 2,
-        "corpus": CORPUS,
-        "byte_entropy": 3.25,
-        "trainer": run.trainer,
-        "overrides": ["sparsity=banded"],
-    }
-    return run_facts(**{**options, **changes})
+def run_of(tiny, patterns=Banded()):
+    """The tiny run as the parts that `build` makes, started 61 seconds ago."""
+    corpus_info = SimpleNamespace(to_dict=lambda: CORPUS)
+    return Run(
+        name="first",
+        settings={"seed": 0},
+        overrides=("sparsity=banded",),
+        output_dir=tiny.directory,
+        data=SimpleNamespace(corpus_info=corpus_info, byte_entropy=3.25, seq_len=32, batch_size=2),
+        module=tiny.module,
+        patterns=patterns,
+        schedules=[],
+        budget=None,
+        loggers=[],
+        trainer=tiny.trainer,
+        backend="reference",
+        started=time.perf_counter() - 61,
+    )
+
+
+def result_of(tiny):
+    run = run_of(tiny)
+    return collect_result(start_record(run), run)
 
 
 @pytest.fixture
@@ -83,12 +120,12 @@ def finished(tmp_path, make_run):
         accumulate_grad_batches=2,
     )
     run.fit()
-    return run, collect_result(facts_of(run, tmp_path), run.trainer, run.module, 61.0, {"seed": 0})
+    return run, result_of(run)
 
 
 def test_start_report(tmp_path, make_run):
     run = make_run(tmp_path, accumulate_grad_batches=2)
-    text = text_of(start_report(facts_of(run, tmp_path, sparsity=[Banded(), None, Banded()])))
+    text = text_of(start_report(start_record(run_of(run, [Banded(), None, Banded()]))))
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     assert f"TinyModel, {parameters:,} parameters" in line_of(text, "model")
     assert "density 0.125, 16 of 128 blocks of 4, 2 heads, 2 layers" in line_of(text, "pattern")
@@ -105,32 +142,19 @@ def test_start_report(tmp_path, make_run):
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
-def test_the_backend_is_resolved_for_the_trainers_device(tmp_path, make_run, monkeypatch):
-    run, asked = make_run(tmp_path), []
-    monkeypatch.setattr(facts, "resolve_backend", lambda *given: asked.append(given) or "chosen")
-    assert facts_of(run, tmp_path).backend == "chosen"
-    assert facts_of(run, tmp_path, backend="triton").backend == "chosen"
-    assert asked == [("auto", torch.device("cpu")), ("triton", torch.device("cpu"))]
-
-
-def test_a_backend_that_does_not_exist(tmp_path, make_run):
-    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'reference', .*got 'cuda'"):
-        facts_of(make_run(tmp_path), tmp_path, backend="cuda")
-
-
 def test_shared_and_frozen_parameters(tmp_path, make_run):
     run = make_run(tmp_path)
     run.model.head.weight = run.model.embedding.weight
     run.model.hidden.requires_grad_(False)
-    found = facts_of(run, tmp_path)
-    assert found.parameters == 11 * 8 + 11 + 16 + 72
-    assert "72 of them frozen" in text_of(start_report(found))
+    record = start_record(run_of(run))
+    assert record["model"]["parameters"] == 11 * 8 + 11 + 16 + 72
+    assert "72 of them frozen" in text_of(start_report(record))
 
 
 def test_a_model_without_pattern(tmp_path, make_run):
     assert pattern_facts(None, 32) == ()
     assert "the model's own attention" in text_of(
-        start_report(facts_of(make_run(tmp_path), tmp_path, sparsity=None))
+        start_report(start_record(run_of(make_run(tmp_path), None)))
     )
 
 
@@ -199,7 +223,7 @@ def test_end_report_of_a_known_device(finished):
 
 def test_a_run_whose_cost_is_not_measured(tmp_path, make_run):
     run = make_run(tmp_path, max_steps=1).fit()
-    result = collect_result(facts_of(run, tmp_path), run.trainer, run.module, 1.0)
+    result = result_of(run)
     assert result["cost"]["flops"] is None
     assert result["cost"]["seconds"] is None
     assert "FLOPs" not in text_of(end_report(result))
@@ -210,7 +234,7 @@ def test_an_interrupted_run_is_reported(tmp_path, make_run):
     run.model.fail_at = 3
     with pytest.raises(RuntimeError, match="on purpose"):
         run.fit()
-    result = collect_result(facts_of(run, tmp_path), run.trainer, run.module, 1.0)
+    result = result_of(run)
     assert result["status"] == "interrupted"
     assert result["metrics"]["val_loss"] is None
     assert "first: interrupted after 2 steps" in text_of(end_report(result))
@@ -241,11 +265,10 @@ def test_a_comparison_names_runs_by_what_they_do_not_share(finished):
     assert "experiment=smoke seed=1" in text_of(comparison_table(runs[:1]))
 
 
-def test_a_unidirectional_pattern_under_the_masked_objective(recwarn):
-    backward = Banded("looking_back", attention="unidirectional")
-    warn_unidirectional_pattern("clm", backward)
-    warn_unidirectional_pattern("mlm", Banded())
-    warn_unidirectional_pattern("mlm", None)
-    assert not recwarn.list
-    with pytest.warns(UserWarning, match="looking_back is unidirectional and the objective is masked"):
-        warn_unidirectional_pattern("mlm", [None, backward])
+def test_every_figure_has_one_place(finished):
+    """The keys of result.json, each from one entry of the tables."""
+    _, result = finished
+    keys = [figure.key for figure in (*START, *END) if figure.in_result]
+    assert len(set(keys)) == len(keys)
+    tops = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+    assert sorted(tops) == sorted(result) == KEYS

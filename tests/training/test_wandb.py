@@ -23,10 +23,9 @@ from longspan.config.patterns import read_patterns
 from longspan.data import ByteTokenizer
 from longspan.models import build_model
 from longspan.sparsity import DenseSparsityConfig, LocalSlidingWindowSparsityConfig
-from longspan.sweeps import jobs as sweep
 from longspan.training.loggers import WandbRun, close_loggers
-from longspan.training.reports.facts import pattern_facts
-from longspan.training.reports.logged import describe_start, pattern_figures, pattern_label
+from longspan.training.reports.facts import describe_patterns, mean_density, mean_distance
+from longspan.training.reports.logged import log_run_start, pattern_label
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "wandb.md").read_text()
@@ -199,8 +198,20 @@ def test_the_configuration_wins_over_what_is_filled_in(tmp_path):
     assert [other._wandb_init[key] for key in ("name", "group", "tags")] == ["made up", None, ["a" * 64]]
 
 
-def test_there_is_no_sweep_outside_of_one():
-    assert sweep.sweep_name() is None
+def record_of_patterns(patterns, corpus=None):
+    """As much of the record of a run as its loggers are given."""
+    return {
+        "patterns": describe_patterns(patterns, 128),
+        "pattern": {"density": None, "attention_distance": None},
+        "seq_len": 128,
+        "objective": "clm",
+        "corpus": corpus or {},
+        "model": {"parameters": 1},
+    }
+
+
+def run_of(model, loggers, settings):
+    return SimpleNamespace(module=SimpleNamespace(model=model), loggers=loggers, settings=settings)
 
 
 def test_a_mixture():
@@ -208,27 +219,20 @@ def test_a_mixture():
     dense, bigbird = None, PATTERNS["bigbird"]
     model = sparsify(build_model("llama", "clm", 20, 128, 16, 2, 2), [bigbird, dense])
     layouts = [bigbird.layout(128), None]
-    figures = pattern_figures(layouts, 128, causal=True)
-    assert figures["density"] == (layouts[0].density + 1) / 2
-    assert figures["attention_distance"] == attention_distance(layouts, 128, causal=True)
+    assert mean_density(model, 128) == (layouts[0].density + 1) / 2
+    assert mean_distance(model, 128, causal=True) == attention_distance(layouts, 128, causal=True)
     logged = {}
     logger = SimpleNamespace(log_hyperparams=logged.update, save=lambda: None)
-    facts = SimpleNamespace(
-        patterns=pattern_facts([bigbird, PATTERNS["fixed"]], 128),
-        seq_len=128,
-        objective="clm",
-        corpus={"name": "code"},
-        parameters=1,
-    )
-    assert pattern_label(facts) == "bigbird[0]+fixed[1]"
-    assert pattern_label(SimpleNamespace(patterns=())) == "none"
-    describe_start([logger], facts, {"sparsity": [{"block": 16}, None]}, model, None)
+    record = record_of_patterns([bigbird, PATTERNS["fixed"]], corpus={"name": "code"})
+    assert pattern_label(record["patterns"]) == "bigbird[0]+fixed[1]"
+    assert pattern_label([]) == "none"
+    log_run_start(run_of(model, [logger], {"sparsity": [{"block": 16}, None]}), record, None)
     assert logged["sparsity"] == {"layers": [{"block": 16}, None], "name": "bigbird[0]+fixed[1]"}
     assert logged["pattern"]["group"] == "bigbird[0]+fixed[1], clm, code, 128 tokens"
 
 
 def label_of(sparsity, layers=None):
-    return pattern_label(SimpleNamespace(patterns=pattern_facts(sparsity, 512)), layers)
+    return pattern_label(describe_patterns(sparsity, 512), layers)
 
 
 def test_patterns_that_differ_have_labels_that_differ():
@@ -251,15 +255,12 @@ def test_a_shipped_pattern_is_called_by_its_name():
 def test_a_name_that_is_too_long_keeps_its_seed(tmp_path):
     pattern = FixedSparsityConfig(2, 16, attention="unidirectional")
     patterns = [pattern, None] * 40
-    facts = SimpleNamespace(
-        patterns=pattern_facts(patterns, 128), seq_len=128, objective="clm", corpus={}, parameters=1
-    )
     logger = WandbRun(str(tmp_path))
     logger.log_hyperparams = logger.log_image = lambda *given: None
     logger.save = lambda: None
     logger._experiment = SimpleNamespace(summary={})
-    describe_start([logger], facts, {"seed": 7}, nn.Linear(1, 1), None)
+    log_run_start(run_of(nn.Linear(1, 1), [logger], {"seed": 7}), record_of_patterns(patterns), None)
     name = logger._wandb_init["name"]
     assert len(name) == 128
     assert name.endswith(" 128 seed 7")
-    assert pattern_figures([], 128, True) == {"density": None, "attention_distance": None}
+    assert mean_density(nn.Linear(1, 1), 128) is mean_distance(nn.Linear(1, 1), 128, True) is None

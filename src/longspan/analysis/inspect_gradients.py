@@ -40,7 +40,7 @@ def ask_gradients(config: DictConfig, inspection: Inspection, outputs: int) -> T
     torch.manual_seed(0)
     model: Any = instantiate(
         config.model,
-        objective=objective.name,
+        objective=objective,
         vocab_size=tokenizer.vocab_size,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -66,7 +66,7 @@ def ask_gradients(config: DictConfig, inspection: Inspection, outputs: int) -> T
         if wrong.any():
             row, source = (int(one) for one in wrong.nonzero()[0])
             lines.append(f"  {int(wrong.sum()):,} {name}, such as from token {source:,} to {asked[row]:,}")
-    if objective.name == "clm":
+    if objective.causal:
         lines.append(
             f"  not causal: output {ahead[0][0]:,} depends on the later input {ahead[0][1]:,}"
             if ahead

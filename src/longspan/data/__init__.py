@@ -2,7 +2,7 @@
 
 from longspan.data.corpus import Corpus, CorpusInfo, Document, DocumentStream, SplitInfo, Splits
 from longspan.data.hub import Hub
-from longspan.data.objective import CausalLanguageModeling, MaskedLanguageModeling, Objective
+from longspan.data.objective import IGNORE, CausalLanguageModeling, MaskedLanguageModeling, Objective
 from longspan.data.packing import PackedDocuments, Sample
 from longspan.data.python_source import PythonSource
 from longspan.data.state_of_the_union import StateOfTheUnion
@@ -11,6 +11,7 @@ from longspan.data.text_files import TextFiles
 from longspan.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 
 __all__ = [
+    "IGNORE",
     "ByteTokenizer",
     "CausalLanguageModeling",
     "Corpus",

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,30 +17,56 @@ IGNORE = -100
 
 
 class Objective(ABC):
-    """Masked or causal language modelling: what the collator makes and the loss reads.
+    """What a model is trained for: the collator makes batches of it, and the loss reads them.
+
+    The parts of a run ask an objective for these attributes, and never which objective it is: a further
+    objective is a subclass and its file in `conf/objective/` or in a folder of the user's
+    (docs/your-own-parts.md).
 
     Attributes:
-        name: "mlm" or "clm".
-        attention: the direction that the model attends in, "bidirectional" or "unidirectional".
-        lookahead: tokens that a sample must hold beyond the sequence length.
+        name: a short name, for tables.
+        causal: True: the model predicts the next token from those before it; False: hidden tokens in their
+            own places, from both sides. Model factories choose the model's class and its head by it.
+        attention: the direction of the patterns, "bidirectional" or "unidirectional"; files of patterns read
+            it as `${objective.attention}`.
+        lookahead: tokens that a sample must hold beyond the sequence length: 1 where labels are the next
+            tokens.
 
     """
 
-    name: str
-    lookahead: int
+    name: ClassVar[str]
+    causal: ClassVar[bool]
+    lookahead: ClassVar[int]
 
     def __init__(self, attention: str) -> None:
         self.attention = attention
+
+    @property
+    def scored_share(self) -> float:
+        """The share of the positions that are scored, on average."""
+        return 1.0
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise ValueError if the objective cannot work with the tokenizer."""
         _ = tokenizer
 
     @abstractmethod
-    def _inputs_and_labels(
+    def inputs_and_labels(
         self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(input_ids, labels, bytes that each position's label stands for), int64 `[seq_len]` each."""
+        """Return the input ids, labels and bytes of a packed sequence; a pure function of its arguments.
+
+        Args:
+            sample: `seq_len + lookahead` tokens.
+            tokenizer: whose ids these are.
+            document_mask: whether attention stays inside documents.
+            seed: of random choices, which depend on it and on `sample.epoch` and `sample.index` alone.
+
+        Returns:
+            int64 `[seq_len]` each: input ids; labels, `IGNORE` where a position is not scored; the number of
+            bytes of text that each position's label stands for.
+
+        """
 
     def collate(
         self, samples: Sequence[Sample], tokenizer: Tokenizer, *, document_mask: bool = False, seed: int = 0
@@ -63,7 +90,7 @@ class Objective(ABC):
             and the token that it has to read its label from, -1 where there is none, and `cells` `[batch]`.
 
         """
-        rows = [self._inputs_and_labels(sample, tokenizer, document_mask, seed) for sample in samples]
+        rows = [self.inputs_and_labels(sample, tokenizer, document_mask, seed) for sample in samples]
         batch = {
             "input_ids": torch.from_numpy(np.stack([row[0] for row in rows])),
             "labels": torch.from_numpy(np.stack([row[1] for row in rows])),
@@ -122,6 +149,7 @@ class MaskedLanguageModeling(Objective):
     """
 
     name = "mlm"
+    causal = False
     lookahead = 0
 
     def __init__(
@@ -150,6 +178,11 @@ class MaskedLanguageModeling(Objective):
         self.mask_token_probability = mask_token_probability
         self.random_token_probability = random_token_probability
 
+    @property
+    def scored_share(self) -> float:
+        """The share of the positions that are scored, on average: `mask_probability`."""
+        return self.mask_probability
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise ValueError if the tokenizer has no mask token."""
         if tokenizer.mask_token_id is None:
@@ -158,9 +191,10 @@ class MaskedLanguageModeling(Objective):
                 "choose the objective 'clm' or another tokenizer"
             )
 
-    def _inputs_and_labels(
+    def inputs_and_labels(
         self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hide the chosen tokens; see `Objective.inputs_and_labels`."""
         ids = sample.input_ids
         special = tokenizer.is_special
         mask_token = np.int64(tokenizer.mask_token_id or 0)  # `check` has seen that there is one
@@ -192,6 +226,7 @@ class CausalLanguageModeling(Objective):
     """
 
     name = "clm"
+    causal = True
     lookahead = 1
 
     def __init__(self, attention: str = "unidirectional") -> None:
@@ -202,9 +237,10 @@ class CausalLanguageModeling(Objective):
                 "a position that sees the token after it has nothing to predict"
             )
 
-    def _inputs_and_labels(
+    def inputs_and_labels(
         self, sample: Sample, tokenizer: Tokenizer, document_mask: bool, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shift the labels by one; see `Objective.inputs_and_labels`."""
         labels = sample.input_ids[1:]
         if sample.answers is not None:
             labels = np.where(sample.answers[1:], labels, IGNORE)
@@ -212,6 +248,26 @@ class CausalLanguageModeling(Objective):
             same = sample.document_ids[1:] == sample.document_ids[:-1]
             labels = np.where(same, labels, IGNORE)
         return sample.input_ids[:-1], labels, sample.byte_lengths[1:]
+
+
+# The shipped objectives, for functions that take one by its name.
+OBJECTIVES: dict[str, type[MaskedLanguageModeling] | type[CausalLanguageModeling]] = {
+    objective.name: objective for objective in (MaskedLanguageModeling, CausalLanguageModeling)
+}
+
+
+def is_causal(objective: str | Objective) -> bool:
+    """Return whether an objective is causal, given itself or the name of a shipped one.
+
+    Raises:
+        ValueError: no shipped objective has that name.
+
+    """
+    if not isinstance(objective, str):
+        return objective.causal
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    return OBJECTIVES[objective].causal
 
 
 def positions_in_documents(document_ids: np.ndarray) -> np.ndarray:

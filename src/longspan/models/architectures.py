@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-OBJECTIVES = ("mlm", "clm")
-
 
 @dataclass(frozen=True)
 class Request:
     """What a model shall be, in the names that Hugging Face configurations share.
 
     Attributes:
-        objective: ``"mlm"`` or ``"clm"``.
+        causal: whether it predicts the next token, not hidden ones.
         shared: fields that every architecture spells alike (sizes and token ids).
         intermediate_size: width of the feed-forward layer, None for the architecture's own proportion.
         dropout: probability of every dropout.
@@ -25,7 +23,7 @@ class Request:
 
     """
 
-    objective: str
+    causal: bool
     shared: dict[str, Any]
     intermediate_size: int | None
     dropout: float
@@ -80,28 +78,28 @@ def bert(request: Request) -> Built:
     """BERT, or its decoder."""
     from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
-    causal = request.objective == "clm"
-    fields = {**_bert_like(request), "is_decoder": causal}
-    return request.configure(BertConfig, fields), BertLMHeadModel if causal else BertForMaskedLM
+    fields = {**_bert_like(request), "is_decoder": request.causal}
+    return request.configure(BertConfig, fields), BertLMHeadModel if request.causal else BertForMaskedLM
 
 
 def roberta(request: Request) -> Built:
     """RoBERTa, or its decoder, with the position rows that it skips."""
     from transformers import RobertaConfig, RobertaForCausalLM, RobertaForMaskedLM
 
-    causal = request.objective == "clm"
     skipped = request.token_id("pad_token_id", "roberta") + 1
     positions = request.shared["max_position_embeddings"] + skipped
     # The rows are counted in `shared`, which `configure` protects from overrides.
     request = Request(
-        request.objective,
+        request.causal,
         {**request.shared, "max_position_embeddings": positions},
         request.intermediate_size,
         request.dropout,
         request.overrides,
     )
-    fields = {**_bert_like(request), "is_decoder": causal, "type_vocab_size": 1}
-    return request.configure(RobertaConfig, fields), RobertaForCausalLM if causal else RobertaForMaskedLM
+    fields = {**_bert_like(request), "is_decoder": request.causal, "type_vocab_size": 1}
+    return request.configure(
+        RobertaConfig, fields
+    ), RobertaForCausalLM if request.causal else RobertaForMaskedLM
 
 
 def modernbert(request: Request) -> Built:
@@ -113,10 +111,9 @@ def modernbert(request: Request) -> Built:
         ModernBertForMaskedLM,
     )
 
-    causal = request.objective == "clm"
-    if causal:
+    if request.causal:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            request.token_id(name, "modernbert with objective clm")
+            request.token_id(name, "modernbert with a causal objective")
     fields = {
         "intermediate_size": request.intermediate_size or 3 * request.shared["hidden_size"] // 2,
         "attention_dropout": request.dropout,
@@ -127,7 +124,7 @@ def modernbert(request: Request) -> Built:
     }
     # The classes turn this keyword into `layer_types` and forget it.
     unlisted = ("global_attn_every_n_layers",)
-    if causal:
+    if request.causal:
         return request.configure(ModernBertDecoderConfig, fields, unlisted), ModernBertDecoderForCausalLM
     return request.configure(ModernBertConfig, fields, unlisted), ModernBertForMaskedLM
 
@@ -136,7 +133,7 @@ def gpt2(request: Request) -> Built:
     """GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    _causal_only("gpt2", request.objective)
+    _causal_only("gpt2", request)
     fields = {
         "n_inner": request.intermediate_size or 4 * request.shared["hidden_size"],
         "resid_pdrop": request.dropout,
@@ -150,7 +147,7 @@ def llama(request: Request) -> Built:
     """Llama, its output tied to its embedding."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    _causal_only("llama", request.objective)
+    _causal_only("llama", request)
     # The gated layer has three matrices for two: two thirds of the width keep the parameters (Shazeer 2020).
     gated = -(-8 * request.shared["hidden_size"] // 3)
     fields = {
@@ -169,9 +166,9 @@ def _bert_like(request: Request) -> dict[str, Any]:
     }
 
 
-def _causal_only(architecture: str, objective: str) -> None:
-    if objective != "clm":
-        raise ValueError(f"objective must be clm for {architecture}, which is causal only; got {objective!r}")
+def _causal_only(architecture: str, request: Request) -> None:
+    if not request.causal:
+        raise ValueError(f"objective must be clm for {architecture}, or another causal one")
 
 
 ARCHITECTURES: dict[str, Callable[[Request], Built]] = {

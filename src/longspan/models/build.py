@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longspan.models.architectures import ARCHITECTURES, OBJECTIVES, Request
+from longspan.data.objective import Objective, is_causal
+from longspan.models.architectures import ARCHITECTURES, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,7 +16,7 @@ SUPPLIED_BY_RUN = ("objective", "vocab_size", "pad_token_id", "bos_token_id", "e
 
 def build_model(
     architecture: str,
-    objective: str,
+    objective: str | Objective,
     vocab_size: int,
     max_positions: int,
     hidden_size: int,
@@ -35,9 +36,9 @@ def build_model(
 
     Args:
         architecture: ``"bert"``, ``"roberta"``, ``"modernbert"``, ``"gpt2"`` or ``"llama"``.
-        objective: ``"mlm"`` (bidirectional, masked language modelling) or ``"clm"`` (causal). BERT and
-            RoBERTa become decoders under ``"clm"``, ModernBERT becomes ModernBertDecoder; GPT-2 and Llama are
-            causal only.
+        objective: what the model is trained for, or the name of a shipped objective, ``"mlm"`` or ``"clm"``.
+            Under a causal one BERT and RoBERTa become decoders and ModernBERT becomes ModernBertDecoder;
+            GPT-2 and Llama are causal only.
         vocab_size: number of token ids, special tokens included.
         max_positions: the longest sequence, in tokens. RoBERTa numbers its positions from
             ``pad_token_id + 1`` on; the rows for that are added here.
@@ -68,8 +69,7 @@ def build_model(
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    causal = is_causal(objective)
     sizes = {
         "vocab_size": vocab_size,
         "max_positions": max_positions,
@@ -108,10 +108,10 @@ def build_model(
     }
     if architecture == "llama":
         shared["num_key_value_heads"] = kv_heads
-    request = Request(objective, shared, intermediate_size, dropout, dict(config_overrides or {}))
+    request = Request(causal, shared, intermediate_size, dropout, dict(config_overrides or {}))
     config, model_class = ARCHITECTURES[architecture](request)
     model = model_class(config)
-    if objective == "clm":
+    if causal:
         # Training needs no cache, and some models would fill one at every step.
         model.config.use_cache = False
     if gradient_checkpointing:

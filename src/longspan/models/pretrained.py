@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from longspan.models.architectures import OBJECTIVES
+from longspan.data.objective import Objective, is_causal
 from longspan.models.build import SUPPLIED_BY_RUN, enable_checkpointing
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _MOST_UNUSED_ROWS = 511
 
 def load_pretrained(
     name_or_path: str,
-    objective: str,
+    objective: str | Objective,
     vocab_size: int,
     num_heads: int | None = None,
     revision: str | None = None,
@@ -33,8 +33,9 @@ def load_pretrained(
     Args:
         name_or_path: a folder that ``save_pretrained`` wrote, or a name on the hub; one that was loaded
             before needs no network.
-        objective: ``"mlm"`` (AutoModelForMaskedLM) or ``"clm"`` (AutoModelForCausalLM; encoders such as BERT
-            become decoders).
+        objective: what the model is trained for, or the name of a shipped objective, ``"mlm"`` or ``"clm"``:
+            AutoModelForMaskedLM, or under a causal one AutoModelForCausalLM; encoders such as BERT become
+            decoders.
         vocab_size: token ids of the tokenizer that will be used: the model's own. The embedding may have up
             to 511 rows more, which stand for no token.
         num_heads: heads that the patterns were made for, to be compared with the model's; None for no
@@ -57,17 +58,16 @@ def load_pretrained(
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    causal = is_causal(objective)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     config: Any = load_config(name_or_path, revision)
     _check(config, name_or_path, vocab_size, num_heads, pad_token_id)
-    if objective == "clm":
+    if causal:
         config.use_cache = False
         if hasattr(config, "is_decoder"):
             config.is_decoder = True
-    auto = AutoModelForCausalLM if objective == "clm" else AutoModelForMaskedLM
+    auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     try:
         loaded: Any = auto.from_pretrained(
             name_or_path, config=config, revision=revision or "main", dtype=dtype, output_loading_info=True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Where a run keeps its checkpoints, below its directory.
-FOLDER = "checkpoints"
+from longspan.records.run_folder import CHECKPOINTS_FOLDER
+
 # The names that may stand for a file.
 NAMES = ("last", "best")
 
@@ -29,19 +29,19 @@ def resolve_checkpoint(ckpt_path: str | None, run_dir: str | Path, output_root: 
     if ckpt_path is None:
         return None
     if ckpt_path in NAMES:
-        own = Path(run_dir) / FOLDER / f"{ckpt_path}.ckpt"
+        own = Path(run_dir) / CHECKPOINTS_FOLDER / f"{ckpt_path}.ckpt"
         if own.is_file():
             return own
-        found = list(Path(output_root).glob(f"*/{FOLDER}/{ckpt_path}.ckpt"))
+        found = list(Path(output_root).glob(f"*/{CHECKPOINTS_FOLDER}/{ckpt_path}.ckpt"))
         if not found:
             raise FileNotFoundError(
-                f"ckpt_path={ckpt_path}: no {FOLDER}/{ckpt_path}.ckpt in {run_dir}, nor in any run in "
-                f"{output_root}; train first, or give the path of a checkpoint"
+                f"ckpt_path={ckpt_path}: no {CHECKPOINTS_FOLDER}/{ckpt_path}.ckpt in {run_dir}, nor in any "
+                f"run in {output_root}; train first, or give the path of a checkpoint"
             )
         return max(found, key=lambda path: path.stat().st_mtime_ns)
     path = Path(ckpt_path)
     if path.is_dir():
-        path = path / FOLDER / "last.ckpt"
+        path = path / CHECKPOINTS_FOLDER / "last.ckpt"
     if not path.is_file():
         raise FileNotFoundError(
             f"ckpt_path={ckpt_path}: there is no file {path}; give {', '.join(NAMES)}, the path of a "

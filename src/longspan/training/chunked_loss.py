@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # (head, hidden [n, width], targets [n]) -> the cross-entropy summed over the n positions, in nats.
-PieceSum = Callable[[nn.Module, Tensor, Tensor], Tensor]
+ChunkLossSum = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def piece_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def chunk_loss_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy in nats, in float32, summed over positions.
 
     Args:
@@ -37,7 +37,7 @@ def chunked_loss(
     labels: Tensor,
     positions: Tensor,
     chunk: int,
-    summed: PieceSum = piece_sum,
+    summed: ChunkLossSum = chunk_loss_sum,
 ) -> Tensor:
     """Mean cross-entropy over the scored labels, in nats a token: `Objective.loss` of the head's logits.
 
@@ -51,7 +51,7 @@ def chunked_loss(
         labels: int64 ``[batch, length]``, -100 where not scored.
         positions: int64 ``[n]``, where the flattened labels are scored: `scored_positions` of them.
         chunk: positions whose logits exist at a time.
-        summed: as `piece_sum`, or that compiled.
+        summed: as `chunk_loss_sum`, or that compiled.
 
     Returns:
         float32 scalar; zero, with zero gradients, where no label is scored.
@@ -121,7 +121,7 @@ class _ChunkedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         head: nn.Module,
-        summed: PieceSum,
+        summed: ChunkLossSum,
         chunk: int,
         hidden: Tensor,
         targets: Tensor,

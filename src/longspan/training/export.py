@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longspan.training.checkpoints import FOLDER, NAMES
+from longspan.records.run_folder import CHECKPOINTS_FOLDER
+from longspan.training.checkpoints import NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,9 +83,9 @@ def _checkpoint_file(run: Path, checkpoint: str | None) -> Path:
         return run
     names = ("best", "last") if checkpoint is None else (checkpoint,)
     for name in names:
-        if (file := run / FOLDER / f"{name}.ckpt").is_file():
+        if (file := run / CHECKPOINTS_FOLDER / f"{name}.ckpt").is_file():
             return file
-    wanted = " nor ".join(f"{FOLDER}/{name}.ckpt" for name in names)
+    wanted = " nor ".join(f"{CHECKPOINTS_FOLDER}/{name}.ckpt" for name in names)
     raise FileNotFoundError(
         f"run={run} has no {wanted}; give the folder of a run that was trained, or a checkpoint"
     )
@@ -92,7 +93,7 @@ def _checkpoint_file(run: Path, checkpoint: str | None) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     from longspan.training.callbacks.architecture import KEY as ARCHITECTURE
-    from longspan.training.callbacks.settings import KEY as SETTINGS
+    from longspan.training.callbacks.settings import SETTINGS_KEY as SETTINGS
 
     try:
         # Plain types and tensors, so that no file runs code; mapped, so that the optimizer's are not read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,14 +12,15 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from longspan.data import Objective
 from longspan.models import position_offset
 from longspan.models.head import split_head
 from longspan.training.callbacks.budget import SecondsBudget, find_budget
 from longspan.training.chunked_loss import (
-    PieceSum,
+    ChunkLossSum,
     TokenScores,
+    chunk_loss_sum,
     chunked_loss,
-    piece_sum,
     scored_positions,
     token_scores,
 )
@@ -28,21 +29,6 @@ from longspan.training.optim import OptimizerFactory, SchedulerFactory
 
 # What the model is given besides input_ids, where the batch has it.
 OPTIONAL_INPUTS = ("position_ids", "document_ids")
-
-
-class Objective(Protocol):
-    """What the module needs of an objective."""
-
-    name: str
-
-    @property
-    def attention(self) -> str:
-        """What a position may see of the sequence: "bidirectional" or "unidirectional"."""
-        ...
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over the labels that are not -100."""
-        ...
 
 
 class LongspanModule(pl.LightningModule):
@@ -94,8 +80,8 @@ class LongspanModule(pl.LightningModule):
             raise ValueError(f"loss_chunk must be at least 1, or None for no chunks, got {loss_chunk}")
         self.loss_chunk = loss_chunk
         # In a tuple, so that the model's own parts do not count as submodules a second time.
-        self._parts = None if loss_chunk is None else split_head(model)
-        self._piece_sum: PieceSum = piece_sum
+        self._backbone_and_head = None if loss_chunk is None else split_head(model)
+        self._chunk_loss_sum: ChunkLossSum = chunk_loss_sum
         # How many positions of the last batch had logits; None for all.
         self.scored_positions: int | None = None
         # Input tokens of all complete optimizer steps, of all processes; and those of the step under way.
@@ -109,12 +95,12 @@ class LongspanModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Compile the model in place, where that is asked for; called once, before training or validation."""
         if self.compile_model:
-            if self._parts is None:
+            if self._backbone_and_head is None:
                 self.model.compile()
             else:
-                self._parts[0].compile()
+                self._backbone_and_head[0].compile()
                 # The last chunk is shorter, and by another number in each batch.
-                self._piece_sum = torch.compile(piece_sum, dynamic=True)
+                self._chunk_loss_sum = torch.compile(chunk_loss_sum, dynamic=True)
             self.compile_model = False
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
@@ -123,21 +109,21 @@ class LongspanModule(pl.LightningModule):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Return the mean cross-entropy of a batch over its scored labels, in nats a token."""
-        if self._parts is None or self.loss_chunk is None:
+        if self._backbone_and_head is None or self.loss_chunk is None:
             return self.objective.loss(self(batch), batch["labels"])
-        backbone, head = self._parts
+        backbone, head = self._backbone_and_head
         # First: it waits for the GPU, which then has little left to do.
         positions = scored_positions(batch["labels"])
         self.scored_positions = len(positions)
         hidden = backbone(**self._inputs(batch)).last_hidden_state
-        return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._piece_sum)
+        return chunked_loss(head, hidden, batch["labels"], positions, self.loss_chunk, self._chunk_loss_sum)
 
     def scores(self, batch: dict[str, Any]) -> TokenScores:
         """Return the cross-entropy and the correctness of each scored position of a batch."""
         positions = scored_positions(batch["labels"])
-        if self._parts is None or self.loss_chunk is None:
+        if self._backbone_and_head is None or self.loss_chunk is None:
             return token_scores(nn.Identity(), self(batch), batch["labels"], positions)
-        backbone, head = self._parts
+        backbone, head = self._backbone_and_head
         hidden = backbone(**self._inputs(batch)).last_hidden_state
         return token_scores(head, hidden, batch["labels"], positions, self.loss_chunk)
 

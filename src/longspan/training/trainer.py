@@ -14,14 +14,6 @@ from longspan.training.callbacks.ending import FinalValidation, GracefulInterrup
 from longspan.training.callbacks.resume import ExactResume
 
 
-def validate_if_missing(
-    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule
-) -> None:
-    """Validate where `fit` did not: a resumed run that had nothing left to train has no figures otherwise."""
-    if "val/loss" not in trainer.callback_metrics:
-        trainer.validate(module, datamodule=data, verbose=False)
-
-
 def make_trainer(
     run_dir: str,
     callbacks: Sequence[pl.Callback] = (),

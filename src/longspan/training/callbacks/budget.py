@@ -8,7 +8,7 @@ schedule runs over them. Seconds cannot be: there the schedule follows the share
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -48,8 +48,15 @@ class Budget(pl.Callback, ABC):
         """Return how much the run has used since its first start; None where it is not known."""
 
     @abstractmethod
-    def spent_by(self, checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> bool:
-        """Say whether the run that wrote a checkpoint has nothing left of a budget like this one."""
+    def is_spent(self, step: int, seconds: float, max_steps: int) -> bool:
+        """Say whether a run that resumes has nothing left of this budget.
+
+        Args:
+            step: the optimizer steps that it has behind it.
+            seconds: of training that it has behind it.
+            max_steps: the steps at which the trainer ends, once `plan` has bounded it; -1: no limit.
+
+        """
 
     def to_dict(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
         """Return `unit`, `limit` and `used`, as result.json has them."""
@@ -79,8 +86,9 @@ class _StepBudget(Budget):
     def _of_batch(self, pl_module: Any, seq_len: int, batch_size: int) -> int:
         """What a batch of one process takes."""
 
-    def spent_by(self, checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> bool:
-        return checkpoint["global_step"] >= trainer.max_steps
+    def is_spent(self, step: int, seconds: float, max_steps: int) -> bool:
+        """Say whether the steps are over that the budget was turned into."""
+        return step >= max_steps
 
 
 class TokenBudget(_StepBudget):
@@ -134,7 +142,7 @@ class FlopBudget(_StepBudget):
 
     def _of_batch(self, pl_module: Any, seq_len: int, batch_size: int) -> int:
         chunked = pl_module.loss_chunk is not None
-        scored = getattr(pl_module.objective, "mask_probability", 1.0) if chunked else 1.0
+        scored = pl_module.objective.scored_share if chunked else 1.0
         model = pl_module.model
         return training_flops(model, layouts_of(model, seq_len), seq_len, batch_size, scored).total
 
@@ -194,11 +202,9 @@ class SecondsBudget(Budget):
         """Return the seconds of training."""
         return None if self._throughput is None else self._throughput.seconds
 
-    def spent_by(self, checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> bool:
-        """Read the seconds in the checkpoint."""
-        clock = checkpoint.get("callbacks", {}).get(Throughput().state_key, {})
-        steps = trainer.max_steps != -1 and checkpoint["global_step"] >= trainer.max_steps
-        return steps or clock.get("seconds", 0.0) >= self.limit
+    def is_spent(self, step: int, seconds: float, max_steps: int) -> bool:
+        """Say whether the seconds are over, or the steps, where the trainer has a limit of them too."""
+        return seconds >= self.limit or (max_steps != -1 and step >= max_steps)
 
     def time_remaining(self) -> float:
         """Return the seconds that are left."""

@@ -19,8 +19,6 @@ from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import EVALUATION_FILE
 from longspan.training.chunked_loss import TokenScores
 
-# Name of the file in the run's directory.
-
 
 class Evaluation(pl.Callback):
     """Divides the figures of each validation; those of the last one are `<run_dir>/evaluation.json`.
@@ -77,8 +75,8 @@ class Evaluation(pl.Callback):
         batch = {name: value.cpu() for name, value in batch.items() if isinstance(value, Tensor)}
         length = batch["labels"].shape[1]
         self._add("position", scores.positions % length, scores, length)
-        causal = pl_module.objective.name == "clm"  # type: ignore[union-attr]
-        distances = distances_of(batch, causal, self.ngram).flatten()[scores.positions]
+        objective: Any = pl_module.objective
+        distances = distances_of(batch, objective.causal, self.ngram).flatten()[scores.positions]
         self._add("distance", distances, scores, length + 1)
         cells = getattr(trainer.datamodule, "cells", ())  # type: ignore[attr-defined]
         if cells:

@@ -1,20 +1,30 @@
-"""What is known of a run before it starts: what the start report prints and the result records."""
+"""Facts about the parts of a run, from which its figures are made: patterns, model, device, files."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from longspan.analysis.distance import attention_distance
+from longspan.analysis.flops import layouts_of
 from longspan.config.patterns import distinct_patterns
 from longspan.positions.extend import CONFIG_KEY
+from longspan.records.run_folder import RESULT_FILE
+from longspan.training.build import Run
+from longspan.training.callbacks.evaluation import Evaluation
 from longspan.training.callbacks.window_schedule import WindowSchedule
-from longspan_kernels.backends import resolve_backend
+from longspan.training.loggers import CsvLogger, WandbRun
+from longspan.training.reports.lines import layers_of
+from longspan.version import __version__
+
+PACKAGES = ("torch", "lightning", "transformers")
 
 
 @dataclass(frozen=True)
@@ -45,70 +55,6 @@ class PatternFacts:
     drawing: str
     config: dict[str, Any]
     layer_indices: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class ScheduleFacts:
-    """What changes while a run trains.
-
-    Attributes:
-        stages: the stages in words, each with the optimizer step from which on it holds.
-        last: the patterns of the last stage that are not those of the first.
-
-    """
-
-    stages: str
-    last: tuple[PatternFacts, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """A run before it starts.
-
-    Attributes:
-        name: what to call it in a table.
-        output_dir: where its files lie.
-        model: class or architecture of the model.
-        parameters: number of parameters; those shared count once.
-        trainable_parameters: those that require a gradient.
-        objective: name of the objective.
-        patterns: the distinct patterns of its layers; empty for a model that is not sparse.
-        seq_len: tokens of a sequence.
-        tokens_per_step: input tokens of an optimizer step, of all processes.
-        total_steps: optimizer steps; None when only time bounds the run.
-        corpus: the corpus's account: files, bytes, sha256.
-        byte_entropy: entropy of the byte frequencies of all the held-out text, in nats a byte; None where it
-            is not known.
-        device: what it runs on.
-        precision: of the arithmetic.
-        backend: the name of what computes the attention.
-        overrides: what was asked for besides the defaults.
-        extension: how the model's positions were extended: `method`, `from`, `to` and the method's options;
-            None where they were not.
-        budget: how much it may use, in words; None for no budget.
-        schedules: what changes while it trains; `patterns` are those of the first stage.
-
-    """
-
-    name: str
-    output_dir: str
-    model: str
-    parameters: int
-    trainable_parameters: int
-    objective: str
-    patterns: tuple[PatternFacts, ...]
-    seq_len: int
-    tokens_per_step: int
-    total_steps: int | None
-    corpus: dict[str, Any]
-    byte_entropy: float | None
-    device: str
-    precision: str
-    backend: str
-    overrides: tuple[str, ...]
-    extension: dict[str, Any] | None = None
-    budget: str | None = None
-    schedules: tuple[ScheduleFacts, ...] = ()
 
 
 def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[PatternFacts, ...]:
@@ -143,24 +89,6 @@ def pattern_facts(sparsity: Any, seq_len: int, width: int = 32) -> tuple[Pattern
     return tuple(facts)
 
 
-def schedule_facts(schedule: Any, sparsity: Any, seq_len: int) -> ScheduleFacts:
-    """Describe a schedule; one of patterns has begun.
-
-    Args:
-        schedule: one of `longspan.training.callbacks`.
-        sparsity: the pattern of the model in the first stage, or one a layer.
-        seq_len: tokens of a sequence of the data.
-
-    """
-    last: tuple[PatternFacts, ...] = ()
-    if isinstance(schedule, WindowSchedule):
-        patterns = schedule.at(schedule.stages[-1])
-        first = distinct_patterns(sparsity)
-        found = pattern_facts(patterns if isinstance(sparsity, Sequence) else patterns[0], seq_len)
-        last = tuple(facts for facts in found if all(facts.config != one.to_dict() for one in first))
-    return ScheduleFacts(schedule.in_words(seq_len), last)
-
-
 def draw_heads(pattern: Any, layout: Any, width: int) -> str:
     """Draw the first head, or the first head of each pattern among the heads, one below the other."""
     children = getattr(pattern, "children", ())
@@ -175,73 +103,66 @@ def draw_heads(pattern: Any, layout: Any, width: int) -> str:
     return "\n".join(pictures)
 
 
-def run_facts(
-    *,
-    name: str,
-    output_dir: str,
-    model: nn.Module,
-    objective: str,
-    sparsity: Any,
-    seq_len: int,
-    batch_size: int,
-    corpus: Mapping[str, Any],
-    byte_entropy: float | None,
-    trainer: pl.Trainer,
-    steps: int | None = None,
-    model_name: str | None = None,
-    backend: str = "auto",
-    overrides: Iterable[str] = (),
-    budget: str | None = None,
-    schedules: Iterable[ScheduleFacts] = (),
-) -> RunFacts:
-    """Gather what is known of a run before it starts.
+def describe_patterns(sparsity: Any, seq_len: int) -> list[dict[str, Any]]:
+    """Return what `pattern_facts` finds as plain types, without the drawings."""
+    described = [asdict(pattern) for pattern in pattern_facts(sparsity, seq_len)]
+    for pattern in described:
+        del pattern["drawing"]
+    return described
+
+
+def pictures(run: Run) -> list[tuple[str, str]]:
+    """Return a title and a drawing of each pattern of a run, and of those with which a schedule ends."""
+    first = pattern_facts(run.patterns, run.data.seq_len)
+    found = [(_title(pattern), pattern.drawing) for pattern in first]
+    for schedule in run.schedules:
+        if isinstance(schedule, WindowSchedule):
+            patterns = schedule.at(schedule.stages[-1])
+            last = pattern_facts(
+                patterns if isinstance(run.patterns, Sequence) else patterns[0], run.data.seq_len
+            )
+            new = [pattern for pattern in last if all(pattern.config != one.config for one in first)]
+            found += [(f"{_title(pattern)}: at last", pattern.drawing) for pattern in new]
+    return found
+
+
+def _title(pattern: PatternFacts) -> str:
+    return pattern.name if pattern.layers is None else f"{pattern.name}, {layers_of(asdict(pattern))}"
+
+
+def mean_density(model: nn.Module, seq_len: int) -> float | None:
+    """Return the share of the blocks that a model's layers keep, their mean; None: it has no such layer."""
+    densities = [1.0 if layout is None else layout.density for layout in layouts_of(model, seq_len)]
+    return sum(densities) / len(densities) if densities else None
+
+
+def mean_distance(model: nn.Module, seq_len: int, causal: bool) -> float | None:
+    """Return the mean distance in tokens of the pairs that a model's layers keep; None: it has no such layer.
 
     Args:
-        name: what to call the run in a table.
-        output_dir: where its files lie.
-        model: the model that is trained.
-        objective: the objective's name.
-        sparsity: the pattern, or one (or None) for each layer, or None.
+        model: the model, made sparse.
         seq_len: tokens of a sequence.
-        batch_size: sequences of a batch of one process.
-        corpus: the corpus's account, plain types.
-        byte_entropy: in nats a byte, or None.
-        trainer: the trainer that will run it.
-        steps: optimizer steps; None takes the trainer's `max_steps`.
-        model_name: None takes the model's class.
-        backend: what was asked to compute the attention; "auto" is resolved for the trainer's device.
-        overrides: what was asked for besides the defaults.
-        budget: how much the run may use, in words.
-        schedules: what changes while it trains.
-
-    Raises:
-        ValueError: no backend has that name, or it does not serve the device.
+        causal: whether the layers are causal to the token.
 
     """
-    parameters = list(model.parameters())
-    if steps is None:
-        steps = trainer.max_steps if trainer.max_steps != -1 else None
-    return RunFacts(
-        name=name,
-        output_dir=str(output_dir),
-        model=model_name or type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in parameters),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        objective=objective,
-        patterns=pattern_facts(sparsity, seq_len),
-        seq_len=seq_len,
-        tokens_per_step=batch_size * seq_len * trainer.accumulate_grad_batches * trainer.world_size,
-        total_steps=steps,
-        corpus=dict(corpus),
-        byte_entropy=byte_entropy,
-        device=device_name(trainer),
-        precision=str(trainer.precision),
-        backend=resolve_backend(backend, trainer.strategy.root_device),
-        overrides=tuple(overrides),
-        extension=getattr(getattr(model, "config", None), CONFIG_KEY, None),
-        budget=budget,
-        schedules=tuple(schedules),
-    )
+    layouts = layouts_of(model, seq_len)
+    return attention_distance(layouts, seq_len, causal) if layouts else None
+
+
+def parameters(model: nn.Module, trainable: bool = False) -> int:
+    """Return the number of parameters, or of those that require a gradient; shared ones count once."""
+    return sum(one.numel() for one in model.parameters() if one.requires_grad or not trainable)
+
+
+def extension(model: Any) -> dict[str, Any] | None:
+    """Return how a model's positions were extended; None: they were not."""
+    return getattr(getattr(model, "config", None), CONFIG_KEY, None)
+
+
+def tokens_per_step(run: Run) -> int:
+    """Return the input tokens of an optimizer step, of all processes."""
+    batches = run.trainer.accumulate_grad_batches * run.trainer.world_size
+    return batches * run.data.batch_size * run.data.seq_len
 
 
 def device_name(trainer: pl.Trainer) -> str:
@@ -254,3 +175,29 @@ def device_name(trainer: pl.Trainer) -> str:
     else:
         name = kind
     return name if trainer.world_size == 1 else f"{trainer.world_size} × {name}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    # Longspan's own is in its source: it may run from there, not installed.
+    found = {"python": platform.python_version(), "longspan": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def files(run: Run) -> dict[str, str]:
+    """Return the paths of the files that a run has written, by what they are."""
+    found = {"result": str(run.output_dir / RESULT_FILE)}
+    for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and callback.written:
+            found["evaluation"] = str(callback.path)
+    for logger in run.trainer.loggers:
+        if isinstance(logger, CsvLogger):
+            found["metrics"] = logger.metrics_file
+        elif isinstance(logger, WandbRun):
+            found["wandb"] = str(logger.folder)
+    return found

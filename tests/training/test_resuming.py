@@ -1,6 +1,7 @@
 """The settings in a checkpoint, and what may differ in a run that goes on from it."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,14 +9,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from longspan.errors import ConfigError
-from longspan.training.callbacks.settings import (
-    CORPUS_KEY,
-    KEY,
-    KeepSettings,
-    changed_corpus,
-    changed_settings,
-)
-from longspan.training.run import check, check_corpus, find_checkpoint, fit
+from longspan.training import resuming
+from longspan.training.build import read_settings
+from longspan.training.callbacks.budget import SecondsBudget
+from longspan.training.callbacks.settings import CORPUS_KEY, SETTINGS_KEY, KeepSettings
+from longspan.training.callbacks.stages import Stage
+from longspan.training.callbacks.throughput import Throughput
+from longspan.training.fitting import fit
+from longspan.training.resuming import Checkpoint, changed_corpus, changed_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
 
@@ -93,25 +94,68 @@ def test_every_checkpoint_holds_the_settings(tmp_path, make_run):
     run = make_run(tmp_path, callbacks=[keep], max_steps=2).fit()
     for name in ("last", "best"):
         state = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        assert state[KEY] == {"path": str(tmp_path), "pair": [1, 2]}
+        assert state[SETTINGS_KEY] == {"path": str(tmp_path), "pair": [1, 2]}
         assert state[CORPUS_KEY] == ACCOUNT
     assert run.trainer.global_step == 2
 
 
-def find(tmp_path, state, now):
+def read(tmp_path, state):
     path = tmp_path / "one.ckpt"
     torch.save(state, path)
-    config = OmegaConf.create({"ckpt_path": str(path), "trainer": {"max_steps": 5}})
-    return find_checkpoint(config, now, tmp_path, None) == path
+    return resuming.read(str(path), tmp_path)
+
+
+def test_what_is_read_of_a_checkpoint(tmp_path):
+    clock = {Throughput().state_key: {"seconds": 2.5, "flops": 1, "dense_flops": 2}}
+    state = {"global_step": 4, SETTINGS_KEY: SETTINGS, CORPUS_KEY: ACCOUNT, "callbacks": clock}
+    path = tmp_path / "one.ckpt"
+    assert read(tmp_path, state) == Checkpoint(path, 4, SETTINGS, ACCOUNT, 2.5)
+    assert read(tmp_path, {"global_step": 4}) == Checkpoint(path, 4)
+    assert resuming.read(None, tmp_path) is None
+    with pytest.raises(ConfigError, match=r"no checkpoints/last\.ckpt in"):
+        resuming.read("last", tmp_path)
+
+
+def test_the_last_checkpoint_of_the_run_itself(tmp_path):
+    assert resuming.read(None, tmp_path, resume=True) is None
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"global_step": 5}, tmp_path / "checkpoints" / "last.ckpt")
+    found = resuming.read(None, tmp_path, resume=True)
+    assert found == Checkpoint(tmp_path / "checkpoints" / "last.ckpt", 5, of_this_run=True)
+    assert resuming.read(None, tmp_path) is None
+
+
+@pytest.mark.parametrize("state", [{}, {"global_step": Stage(1, 2)}, "text"], ids=["empty", "code", "text"])
+def test_a_file_that_is_no_checkpoint(tmp_path, state):
+    """A class in a file would be code from elsewhere."""
+    with pytest.raises(ConfigError, match=r"one\.ckpt cannot be read as the checkpoint of a run"):
+        read(tmp_path, state)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    state = {"global_step": 4, KEY: SETTINGS}
-    assert find(tmp_path, state, changed("trainer", "max_steps", 5))
+    checkpoint = Checkpoint(tmp_path / "one.ckpt", 4, SETTINGS)
+    resuming.check_settings(checkpoint, changed("trainer", "max_steps", 5))
+    resuming.check_settings(None, SETTINGS)
     with pytest.raises(
         ConfigError, match=r"one.ckpt is of a run with other settings: seed: 0 before, 1 now\."
     ):
-        find(tmp_path, state, changed("seed", 1))
+        resuming.check_settings(checkpoint, changed("seed", 1))
+
+
+def test_a_checkpoint_that_leaves_nothing_to_train_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"4 steps behind it and trainer.max_steps=4: nothing is left"):
+        resuming.check_settings(Checkpoint(tmp_path / "one.ckpt", 4, SETTINGS), SETTINGS)
+    resuming.check_settings(Checkpoint(tmp_path / "one.ckpt", 4, SETTINGS, of_this_run=True), SETTINGS)
+
+
+def test_a_checkpoint_that_leaves_nothing_of_a_budget_is_refused(tmp_path):
+    data = SimpleNamespace(corpus_info=SimpleNamespace(to_dict=lambda: ACCOUNT))
+    run = SimpleNamespace(data=data, budget=SecondsBudget(9), trainer=SimpleNamespace(max_steps=-1))
+    resuming.check_parts(None, run)
+    resuming.check_parts(Checkpoint(tmp_path / "one.ckpt", 4, seconds=8.5), run)
+    resuming.check_parts(Checkpoint(tmp_path / "one.ckpt", 4, seconds=9.5, of_this_run=True), run)
+    with pytest.raises(ConfigError, match=r"4 steps behind it, and a budget of 9 seconds leaves nothing"):
+        resuming.check_parts(Checkpoint(tmp_path / "one.ckpt", 4, seconds=9.5), run)
 
 
 def other_corpus(train="1a", validation="2b"):
@@ -126,13 +170,11 @@ def test_which_side_of_a_corpus_has_changed():
 
 
 def test_a_checkpoint_over_another_corpus_is_refused(tmp_path):
-    torch.save({CORPUS_KEY: ACCOUNT}, tmp_path / "one.ckpt")
-    torch.save({}, tmp_path / "old.ckpt")
-    check_corpus(tmp_path / "one.ckpt", ACCOUNT)
-    check_corpus(tmp_path / "old.ckpt", ACCOUNT)
-    check_corpus(None, ACCOUNT)
+    checkpoint = Checkpoint(tmp_path / "one.ckpt", 4, corpus=ACCOUNT)
+    resuming.check_corpus(checkpoint, ACCOUNT)
+    resuming.check_corpus(Checkpoint(tmp_path / "old.ckpt", 4), ACCOUNT)
     with pytest.raises(ConfigError, match=r"one.ckpt is of a run over another.*sha256 1a before, 3c now"):
-        check_corpus(tmp_path / "one.ckpt", other_corpus(train="3c"))
+        resuming.check_corpus(checkpoint, other_corpus(train="3c"))
 
 
 @pytest.mark.parametrize(
@@ -145,12 +187,12 @@ def test_the_status_of_an_interrupted_run(stop, status):
         def fit(self, *arguments, **options):
             raise stop
 
-    assert fit(Trainer(), None, None, None) == status
+    assert fit(SimpleNamespace(trainer=Trainer(), module=None, data=None), None) == status
 
 
 def test_a_checkpoint_without_settings_warns(tmp_path):
     with pytest.warns(UserWarning, match="holds no settings to compare"):
-        assert find(tmp_path, {"global_step": 4}, SETTINGS)
+        resuming.check_settings(Checkpoint(tmp_path / "one.ckpt", 3), SETTINGS)
 
 
 def test_a_preset_that_misspells_a_callback():
@@ -158,4 +200,4 @@ def test_a_preset_that_misspells_a_callback():
     with pytest.raises(
         ConfigError, match=r"callbacks.lst has no _target_.*present: last \(did you mean last\?"
     ):
-        check(config)
+        read_settings(config)
