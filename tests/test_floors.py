@@ -58,8 +58,6 @@ UPWARD = {
 
 # Imports that close a circle; without them there is none: (importer, imported).
 CIRCLES = {
-    ("longspan.analysis.inspect_gradients", "longspan.analysis.inspect"),
-    ("longspan.analysis.inspect_report", "longspan.analysis.inspect"),
     ("longspan_kernels.layout.drawing", "longspan_kernels.layout"),
     ("longspan_kernels.layout.handles", "longspan_kernels.layout"),
     ("longspan_kernels.layout.pair_counts", "longspan_kernels.layout"),
