@@ -1,8 +1,8 @@
-"""Put the attention implementation ``longspan`` into transformers' registries.
+"""Registration of the attention implementation ``longspan`` in transformers.
 
-Importing transformers' modelling code costs seconds and, through torch's compiler, imports Triton where it is
-installed. ``import longspan`` does neither: where transformers' models are not imported yet, the registration
-waits for that import.
+The import of transformers' modelling code takes seconds and, through torch's compiler, imports Triton if it
+is installed. ``import longspan`` does neither: if transformers' models are not imported yet, the registration
+happens at that import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from longspan.models.masks import longspan_mask
 
 NAME = "longspan"
 
-# Every model imports this module, and it holds the registry of attention functions.
+# Every model imports this module, which has the registry of attention functions.
 _REGISTRY_MODULE = "transformers.modeling_utils"
 
 
@@ -34,12 +34,12 @@ def register() -> None:
         return
     AttentionInterface.register(NAME, longspan_attention)
     # The mask function reads closures and values, which torch.compile cannot trace: one clean break before
-    # the layers. `disable` imports torch's compiler, as transformers has done by now.
+    # the layers. `disable` imports torch's compiler, which transformers has already imported.
     AttentionMaskInterface.register(NAME, torch.compiler.disable(longspan_mask))
 
 
 def register_on_import() -> None:
-    """Register as soon as transformers' models can be used: now if they are imported, else when they are."""
+    """Register now if transformers' models are imported, otherwise at their import."""
     if _REGISTRY_MODULE in sys.modules:
         register()
     elif not any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
@@ -47,7 +47,7 @@ def register_on_import() -> None:
 
 
 class _RegisterAfterImport:
-    """Import finder that acts once: it lets the registry module load as ever, then registers and is gone."""
+    """Import finder that registers after the registry module is loaded, and then removes itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
