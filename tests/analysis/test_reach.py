@@ -82,7 +82,7 @@ def test_examples_have_no_path_and_are_all_where_few_are_missing(oracle, data, l
 @pytest.mark.parametrize("part", [1, 3, 40])
 def test_rows_gathered_in_parts_are_the_same(oracle, monkeypatch, part):
     layouts = [oracle.random_layout(70, 2, 2, 0.1, seed, False) for seed in range(2)]
-    monkeypatch.setattr("longspan.analysis.reach._PART", part)
+    monkeypatch.setattr("longspan.analysis.reach._MAX_GATHERED_WORDS", part)
     found = reach(layouts, 139)
     for layer, pairs in enumerate(oracle.token_reach(layouts, 139, None)):
         assert np.array_equal(found.reached_pairs[layer], of_blocks(pairs, 2))

@@ -8,7 +8,7 @@ import torch
 from transformers import AlbertConfig
 
 from longspan.analysis import break_even
-from longspan.analysis.start import of_albert, start_warnings, warn_at_start
+from longspan.analysis.start import expand_albert_patterns, start_warnings, warn_at_start
 from longspan.config.compose import compose
 from longspan.config.folders import config_dir
 from longspan.config.instantiate import instantiate
@@ -231,6 +231,6 @@ def test_the_density_is_judged_in_sixteen_bits_on_a_gpu_alone(monkeypatch):
 
 def test_albert_runs_its_groups_one_after_the_other():
     config = AlbertConfig(num_hidden_layers=5, num_hidden_groups=2, inner_group_num=1)
-    assert of_albert(["a", "b"], config) == ["a", "a", "a", "b", "b"]
+    assert expand_albert_patterns(["a", "b"], config) == ["a", "a", "a", "b", "b"]
     config = AlbertConfig(num_hidden_layers=2, num_hidden_groups=2, inner_group_num=2)
-    assert of_albert(["a", "b", "c", "d"], config) == ["a", "b", "c", "d"]
+    assert expand_albert_patterns(["a", "b", "c", "d"], config) == ["a", "b", "c", "d"]

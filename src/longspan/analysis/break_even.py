@@ -1,11 +1,11 @@
-"""The density above which dense attention is faster than these kernels, from measured times.
+"""The break-even density, above which dense attention is faster than these kernels, from measured times.
 
     python -m longspan.analysis.break_even experiments/attention_speed/gpu.jsonl
 
-writes ``break_even.json`` beside this file, a row for each architecture, block and head dimension that was
-measured. The kernels' time over that of torch's dense attention (the faster of cuDNN and flash, causal where
-the pattern is), forward and backward, is close to a straight line in the share of the pairs of tokens that
-are kept. The row holds where the line that fits the cells best crosses 1.
+writes ``break_even.json`` beside this file, with one row per measured architecture, block and head dimension.
+The time of the kernels divided by that of torch's dense attention (the faster of cuDNN and flash, causal if
+the pattern is), forward and backward, is close to a linear function of the share of kept token pairs. The row
+holds the share at which the least-squares line is 1.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ class BreakEven:
 
     Attributes:
         architecture: compute capability.
-        block: tokens a block.
+        block: tokens per block.
         head_dim: dimension of a head.
-        density: share of the pairs of tokens that causality allows, above which dense attention is faster; at
-            most 1, which means that it never is.
-        measured_to: the largest share that was measured; a larger ``density`` is extrapolated.
+        density: share of the allowed token pairs above which dense attention is faster; 1 if it never is.
+        measured_to: largest measured share; a larger ``density`` is extrapolated.
         cells: number of measured cells.
-        lengths: tokens of their sequences.
-        devices: what they were measured on.
+        lengths: measured sequence lengths in tokens.
+        devices: names of the measured devices.
 
     """
 
@@ -53,13 +52,13 @@ class BreakEven:
 
 
 def compute(records: Iterable[Mapping[str, Any]]) -> list[BreakEven]:
-    """Fit the measured cells of ``experiments/attention_speed``; what was measured at one share is left out.
+    """Fit the measured cells of ``experiments/attention_speed``; groups with a single share are skipped.
 
     Args:
-        records: one a cell, as ``gpu.jsonl`` holds them; of a cell that occurs twice the last counts.
+        records: one per cell, in the form of ``gpu.jsonl``; the last one of a repeated cell counts.
 
     Raises:
-        ValueError: a device whose architecture is not known here.
+        ValueError: the architecture of a device is unknown.
 
     """
     cells: dict[tuple[Any, ...], dict[str, tuple[float, float, Mapping[str, Any]]]] = {}
@@ -71,7 +70,7 @@ def compute(records: Iterable[Mapping[str, Any]]) -> list[BreakEven]:
         cells.setdefault(key, {})[record["cell"]] = (_share_kept(record), longspan / dense, record)
     rows = []
     for (architecture, block, head_dim), group in sorted(cells.items()):
-        shares, times, of_cells = zip(*group.values(), strict=True)
+        shares, times, cell_records = zip(*group.values(), strict=True)
         if len(set(shares)) < 2:
             continue
         slope, start = np.polyfit(shares, times, 1)
@@ -85,15 +84,15 @@ def compute(records: Iterable[Mapping[str, Any]]) -> list[BreakEven]:
                 round(min(1.0, max(0.0, (1 - start) / slope)), 4),
                 round(max(shares), 4),
                 len(shares),
-                tuple(sorted({record["length"] for record in of_cells})),
-                tuple(sorted({record["device"] for record in of_cells})),
+                tuple(sorted({record["length"] for record in cell_records})),
+                tuple(sorted({record["device"] for record in cell_records})),
             )
         )
     return rows
 
 
 def look_up(architecture: Any, block: int, head_dim: int) -> BreakEven | None:
-    """Find the row of the committed table; None where nothing was measured, so that nothing is guessed."""
+    """Return the row of the committed table, or None if there is no measurement."""
     for row in table():
         if (row.architecture, row.block, row.head_dim) == (architecture, block, head_dim):
             return row
@@ -108,7 +107,7 @@ def table(path: Path = TABLE) -> list[BreakEven]:
 
 
 def architecture_of_name(device: str) -> tuple[int, int]:
-    """Compute capability of a device by its name; raises ValueError for one that is not known here."""
+    """Return the compute capability of a device by its name; raise ValueError for an unknown device."""
     for part, architecture in ARCHITECTURES.items():
         if part in device:
             return architecture
@@ -129,7 +128,7 @@ def _dense_milliseconds(record: Mapping[str, Any]) -> float | None:
 
 
 def _milliseconds(timed: Mapping[str, Any]) -> float | None:
-    """Mean of the rounds, None where there are none or one failed."""
+    """Return the mean of the rounds, or None if there are none or one failed."""
     return fmean(timed["both_ms"]) if timed.get("both_ms") and "failed" not in timed else None
 
 
@@ -145,7 +144,7 @@ def main(arguments: list[str]) -> None:
 
 
 def as_json(rows: list[BreakEven]) -> str:
-    """Write the rows as the committed file holds them, a line each."""
+    """Return the text of the committed file, one line per row."""
     lines = ",\n  ".join(json.dumps(asdict(row)) for row in rows)
     return f'{{"rows": [\n  {lines}\n]}}\n'
 

@@ -1,7 +1,7 @@
-"""Asking a model itself, by gradients, which inputs an output depends on.
+"""The inputs that each output of a model depends on, computed by gradients.
 
-This is the independent check of `reach`: a gradient that is not zero proves a path, and in float64, with
-weights drawn at random, a path whose gradients cancel to zero exactly does not occur.
+This is an independent check of `reach`: a nonzero gradient proves a path. In float64 with random weights, the
+gradients along a path do not cancel to exactly zero.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ def seen_by_gradients(
     seed: int = 0,
     chunk: int = 16,
 ) -> Tensor:
-    """Tell which inputs each output depends on.
+    """Compute which inputs each output depends on.
 
-    Takes the gradient of a random projection of each output with respect to all inputs, ``chunk`` outputs at
-    a time, each in a copy of the sequence of its own.
+    Takes the gradient of a random projection of each output with respect to all inputs, for ``chunk`` outputs
+    at a time, each in its copy of the sequence.
 
     Args:
-        function: ``[batch, length, dim] -> [batch, length, any]``, its sequences independent of one another,
-            without dropout.
-        inputs: ``[length, dim]``, floating point, best float64: small gradients underflow in less.
-        outputs: the positions that are asked; None: all.
-        seed: of the projections.
-        chunk: sequences of a batch.
+        function: ``[batch, length, dim] -> [batch, length, any]``, whose sequences are independent of each
+            other, without dropout.
+        inputs: ``[length, dim]``, floating point, preferably float64, in which small gradients do not
+            underflow.
+        outputs: positions to check; None for all.
+        seed: seed of the projections.
+        chunk: sequences per batch.
 
     Returns:
-        bool ``[outputs, length]``, True where the output's gradient is not zero in every component.
+        bool ``[outputs, length]``, True where the gradient of the output has a nonzero component.
 
     Raises:
-        ValueError: an output out of range, ``chunk`` under 1, or a function that returns another shape.
+        ValueError: an output is out of range, ``chunk`` is below 1, or the function returns another shape.
 
     """
     length = inputs.shape[0]
@@ -52,36 +53,36 @@ def seen_by_gradients(
     generator = torch.Generator().manual_seed(seed)
     seen = torch.zeros(len(positions), length, dtype=torch.bool)
     for start in range(0, len(positions), chunk):
-        asked = positions[start : start + chunk]
-        copies = inputs.detach().expand(len(asked), *inputs.shape).clone().requires_grad_(True)
+        part = positions[start : start + chunk]
+        copies = inputs.detach().expand(len(part), *inputs.shape).clone().requires_grad_(True)
         result = function(copies)
         if result.ndim != 3 or result.shape[:2] != copies.shape[:2]:
             raise ValueError(
-                f"function must return [batch, length, any] = [{len(asked)}, {length}, any], got "
+                f"function must return [batch, length, any] = [{len(part)}, {length}, any], got "
                 f"{list(result.shape)}"
             )
-        chosen = result[torch.arange(len(asked)), torch.tensor(asked)]
+        chosen = result[torch.arange(len(part)), torch.tensor(part)]
         weights = torch.randn(chosen.shape, generator=generator, dtype=torch.float64)
         (gradient,) = torch.autograd.grad((chosen * weights.to(chosen)).sum(), copies)
         if not torch.isfinite(gradient).all():
             raise ValueError("function has gradients that are not finite at these inputs")
-        seen[start : start + len(asked)] = (gradient != 0).any(-1).cpu()
+        seen[start : start + len(part)] = (gradient != 0).any(-1).cpu()
     return seen
 
 
 def model_seen_by_gradients(
     model: nn.Module, seq_len: int, outputs: Sequence[int] | None = None, *, seed: int = 0, chunk: int = 16
 ) -> Tensor:
-    """Tell which input tokens' embeddings each position's logits depend on, of a Hugging Face language model.
+    """Compute on which input embeddings the logits of a Hugging Face language model depend.
 
-    The model runs in evaluation mode (no dropout), in the dtype that its weights have, on random tokens.
+    The model runs in evaluation mode (no dropout), in the dtype of its weights, on random tokens.
 
     Args:
         model: takes ``inputs_embeds`` and returns ``logits``.
-        seq_len: tokens of the sequence.
-        outputs: the positions that are asked; None: all.
-        seed: of the tokens and projections.
-        chunk: sequences of a batch.
+        seq_len: tokens in the sequence.
+        outputs: positions to check; None for all.
+        seed: seed of the tokens and projections.
+        chunk: sequences per batch.
 
     Returns:
         bool ``[outputs, seq_len]``.
@@ -90,8 +91,8 @@ def model_seen_by_gradients(
         ValueError: as `seen_by_gradients`.
 
     """
-    of_model: Any = model
-    embedding = of_model.get_input_embeddings()
+    untyped: Any = model
+    embedding = untyped.get_input_embeddings()
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(embedding.num_embeddings, (seq_len,), generator=generator)
     with torch.no_grad():
@@ -100,7 +101,7 @@ def model_seen_by_gradients(
     model.eval()
     try:
         return seen_by_gradients(
-            lambda inputs: of_model(inputs_embeds=inputs).logits, embedded, outputs, seed=seed, chunk=chunk
+            lambda inputs: untyped(inputs_embeds=inputs).logits, embedded, outputs, seed=seed, chunk=chunk
         )
     finally:
         for module, mode in training.items():
@@ -108,11 +109,11 @@ def model_seen_by_gradients(
 
 
 def leaks(seen: Tensor, outputs: Sequence[int] | None = None) -> list[tuple[int, int]]:
-    """Pairs ``(output, input)`` in which an output depends on a later input; none of a causal model.
+    """Return pairs ``(output, input)`` where an output depends on a later input; a causal model has none.
 
     Args:
         seen: bool ``[outputs, inputs]``.
-        outputs: the positions of the rows; None: all, in order.
+        outputs: positions of the rows; None for all, in order.
 
     """
     positions = torch.arange(seen.shape[0]) if outputs is None else torch.tensor(list(outputs))
@@ -121,10 +122,10 @@ def leaks(seen: Tensor, outputs: Sequence[int] | None = None) -> list[tuple[int,
 
 
 def predicted(reach: Reach, outputs: Sequence[int] | None = None) -> Tensor:
-    """What `seen_by_gradients` has to return by reach after the last layer: bool ``[outputs, seq_len]``.
+    """Return the result of `seen_by_gradients` that reach predicts: bool ``[outputs, seq_len]``.
 
     Raises:
-        ValueError: the reach is of a sample, or an output is out of range.
+        ValueError: the reach is a sample, or an output is out of range.
 
     """
     positions = range(reach.seq_len) if outputs is None else outputs

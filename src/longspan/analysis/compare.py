@@ -1,8 +1,9 @@
-"""Compare runs by the files they left: ``python -m longspan.analysis.compare PATH… [--out DIR]``.
+"""Compare runs by the files in their folders: ``python -m longspan.analysis.compare PATH… [--out DIR]``.
 
 A PATH is the folder of a run, of a sweep, or of many of them, searched to any depth; or a file that
-``--collect`` wrote. Prints a table of means over seeds with confidence intervals, and writes
-``comparison.html``, one page that needs no network, and its figures as PNGs. Needs no account and no server.
+``--collect`` wrote. The command prints a table of means over seeds with confidence intervals, and writes
+``comparison.html``, one page that needs no network, and its figures as PNGs. It needs no account and no
+server.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +22,8 @@ from longspan.analysis.comparison.remarks import remarks
 from longspan.analysis.comparison.runs import NoRuns, Run, Unfinished, read_runs, write_runs
 from longspan.analysis.comparison.series import Setting, sort_runs
 from longspan.analysis.comparison.tables import TextTable, baseline_table, results_table
+from longspan.console import print_report
 
-# Of lines in a file or a pipe, where a table may be as wide as it is.
-PLAIN_WIDTH = 240
 INTERVALS = (
     "± is half of the 95 % confidence interval over seeds (Student's t); bold is the best mean. A star marks "
     "a paired difference whose interval excludes zero; intervals are not corrected for the number of "
@@ -38,41 +38,41 @@ def compare(
     file: TextIO | None = None,
     pages: bool = True,
 ) -> list[Path]:
-    """Print the comparison of the runs below some paths, and write its page and pictures.
+    """Print the comparison of the runs below the paths, and write its page and pictures.
 
     Args:
-        paths: as `longspan.analysis.comparison.runs.read_runs` takes them.
-        out: folder of the page and the pictures; by default `comparison` in the first path that is a folder,
-            or else in the working directory.
-        baseline: label of the series that others are measured by; None: "dense" where it was run.
-        file: where to print; standard output by default.
+        paths: paths for `longspan.analysis.comparison.runs.read_runs`.
+        out: folder of the page and the pictures; default: `comparison` in the first path that is a folder,
+            otherwise in the working directory.
+        baseline: label of the series of reference; None for "dense", if there is one.
+        file: stream to print to; standard output by default.
         pages: whether to write the page and the pictures.
 
     Returns:
-        The files that were written, the page first.
+        The written files, the page first.
 
     Raises:
-        NoRuns: a path holds no run, or none of the runs has finished.
-        ValueError: there is no series of that label.
+        NoRuns: a path has no run, or no run has finished.
+        ValueError: no series has that label.
 
     """
     runs, unfinished = read_runs(paths)
-    settings = sorted_or_refused(runs, unfinished)
+    settings = sort_finished_runs(runs, unfinished)
     labels = list(dict.fromkeys(one.label for setting in settings for one in setting.series))
     if baseline is not None and baseline not in labels:
         raise ValueError(f"baseline must be one of {', '.join(labels)}, got {baseline!r}")
     print_tables(settings, unfinished, baseline, file)
     if not pages:
         return []
-    # Imported here: the tables need none of the plotting libraries.
+    # Imported late, since the tables need no plotting libraries.
     from longspan.analysis.comparison.page import write_page
 
     folder = Path(out) if out is not None else _beside(paths)
     return write_page(settings, unfinished, folder, baseline)
 
 
-def sorted_or_refused(runs: Sequence[Run], unfinished: Sequence[Unfinished]) -> list[Setting]:
-    """Sort the runs; raises NoRuns where none has finished, with why each has not."""
+def sort_finished_runs(runs: Sequence[Run], unfinished: Sequence[Unfinished]) -> list[Setting]:
+    """Sort the runs; raise NoRuns if none has finished, with the reason for each."""
     if not runs:
         reasons = "".join(f"\n  {one.name}: {one.reason}" for one in unfinished)
         raise NoRuns(f"no run has finished, so there is nothing to compare:{reasons}")
@@ -86,39 +86,21 @@ def print_tables(
     file: TextIO | None = None,
 ) -> None:
     """Print the tables of a comparison, with colours in a terminal, as plain text elsewhere."""
-    stream = file or sys.stdout
-    if stream.isatty():
-        _print_to(Console(file=stream, highlight=False), settings, unfinished, baseline)
-        return
-    console = Console(file=stream, highlight=False, width=PLAIN_WIDTH)
-    with console.capture() as captured:
-        _print_to(console, settings, unfinished, baseline)
-    # Rich fills every line up to the width.
-    stream.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
-    stream.flush()
-
-
-def _print_to(
-    console: Console, settings: Sequence[Setting], unfinished: Sequence[Unfinished], baseline: str | None
-) -> None:
+    parts: list[RenderableType] = []
     for setting in settings:
-        console.print(_table(results_table(setting), setting.title))
-        base = setting.baseline(baseline)
-        if base is not None and len(setting.series) > 1:
-            title = f"Paired differences to {base.label}"
-            console.print(_table(baseline_table(setting, base), title))
+        parts.append(_table(results_table(setting), setting.title))
+        reference = setting.baseline(baseline)
+        if reference is not None and len(setting.series) > 1:
+            title = f"Paired differences to {reference.label}"
+            parts.append(_table(baseline_table(setting, reference), title))
         for remark in remarks(setting):
-            # No markup: a path may hold brackets.
-            console.print(
-                Text(
-                    ("warning: " if remark.warning else "") + remark.text,
-                    "yellow" if remark.warning else "dim",
-                )
-            )
-        console.print()
-    for one in unfinished:
-        console.print(Text(f"not compared: {one.name}: {one.reason}", style="yellow"))
-    console.print(Text(INTERVALS, style="dim"))
+            # Text has no markup: a path may contain brackets.
+            label, style = ("warning: ", "yellow") if remark.warning else ("", "dim")
+            parts.append(Text(label + remark.text, style))
+        parts.append(Text())
+    parts += [Text(f"not compared: {run.name}: {run.reason}", style="yellow") for run in unfinished]
+    parts.append(Text(INTERVALS, style="dim"))
+    print_report(Group(*parts), file)
 
 
 def _table(table: TextTable, title: str) -> Table:
@@ -142,7 +124,7 @@ def _beside(paths: Sequence[str | Path]) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; ends the process with status 1 and a message where there is nothing to compare."""
+    """Run the command; exit with status 1 and a message if there is nothing to compare."""
     parser = argparse.ArgumentParser(prog="python -m longspan.analysis.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument(

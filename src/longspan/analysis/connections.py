@@ -1,4 +1,4 @@
-"""What one layer connects: the blocks that each block of tokens reads, heads united."""
+"""The connections of one layer: the blocks that each block of tokens reads, in any head."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 
 from longspan_kernels.layout import BlockLayout
 
-# What the tokens of a block read of their own block: themselves alone (the residual), those up to themselves,
-# or all of it.
+# The tokens that a token reads within its block: only itself (the residual), earlier ones too, or all of
+# them.
 ITSELF, EARLIER, WHOLE = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Connections:
-    """The blocks that each block reads in one layer, all heads together.
+    """The blocks that each block reads in one layer, over all heads.
 
-    A kept block off the diagonal joins all its pairs of tokens; one on the diagonal joins all of them, or
-    under causal attention those of a token with itself and earlier ones.
+    A kept block off the diagonal connects all its pairs of tokens. A block on the diagonal connects all of
+    them or, under causal attention, each token with itself and earlier ones.
 
     Attributes:
         offsets: int64 ``[blocks + 1]``. Row ``r`` reads ``columns[offsets[r] : offsets[r + 1]]``.
         columns: int64 ``[kept blocks off the diagonal]``, ascending within each row.
         diagonal: int8 ``[blocks]``: ITSELF, EARLIER or WHOLE.
-        causal: whether a token reads no later one.
-        complete: every token reads every one that it may; ``columns`` is then left empty.
+        causal: whether no token reads a later one.
+        complete: whether every token reads all tokens that causality allows; ``columns`` is then empty.
 
     """
 
@@ -44,12 +44,12 @@ class Connections:
 
 
 def common_block(layouts: Sequence[BlockLayout | None], default: int = 64) -> int:
-    """Tokens of the largest block into which the blocks of all layouts can be cut; `default` without any."""
+    """Return the largest block size that divides the blocks of all layouts; `default` without layouts."""
     return gcd(*(layout.block for layout in layouts if layout is not None)) or default
 
 
 def check_square(layout: BlockLayout, seq_len: int) -> None:
-    """Raise ValueError unless the layout is that of all queries and all keys of ``seq_len`` tokens."""
+    """Raise ValueError unless the layout has all queries and all keys of ``seq_len`` tokens."""
     blocks = -(-seq_len // layout.block)
     if layout.lead or (layout.q_blocks, layout.k_blocks) != (blocks, blocks):
         raise ValueError(
@@ -59,16 +59,16 @@ def check_square(layout: BlockLayout, seq_len: int) -> None:
 
 
 def connections(layout: BlockLayout | None, seq_len: int, block: int, causal: bool) -> Connections:
-    """Say what a layer with this layout connects, in blocks of ``block`` tokens.
+    """Return the connections of a layer with this layout, in blocks of ``block`` tokens.
 
     Args:
-        layout: of all queries and keys of the sequence; None: attention that keeps everything.
-        seq_len: tokens of the sequence; the last block may be short.
-        block: tokens a block of the result; divides the layout's.
-        causal: whether the layer is causal to the token; what it keeps above the diagonal is then dropped.
+        layout: layout of all queries and keys of the sequence; None for dense attention.
+        seq_len: tokens in the sequence; the last block may be short.
+        block: tokens per block of the result, a divisor of the block of the layout.
+        causal: whether the layer is causal to the token; blocks above the diagonal are then dropped.
 
     Raises:
-        ValueError: the layout is of another length, or ``block`` does not divide its blocks.
+        ValueError: the layout has another length, or ``block`` does not divide its block.
 
     """
     blocks = -(-seq_len // block)
@@ -83,8 +83,8 @@ def connections(layout: BlockLayout | None, seq_len: int, block: int, causal: bo
         if _keeps_all(offsets, columns, causal):
             return _complete(blocks, causal)
         keys.append(_keys(offsets, columns, layout.block // block, blocks, causal))
-    united = np.unique(np.concatenate(keys)) if len(keys) > 1 else np.sort(keys[0])
-    rows, columns = np.divmod(united, blocks)
+    merged = np.unique(np.concatenate(keys)) if len(keys) > 1 else np.sort(keys[0])
+    rows, columns = np.divmod(merged, blocks)
     diagonal = np.zeros(blocks, dtype=np.int8)
     on = rows == columns
     diagonal[rows[on]] = EARLIER if causal else WHOLE
@@ -94,7 +94,7 @@ def connections(layout: BlockLayout | None, seq_len: int, block: int, causal: bo
 
 
 def rows_of_layout(layout: BlockLayout, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets from 0 and columns of one of the distinct layouts: int64 ``[blocks + 1]`` and ``[kept]``."""
+    """Return row offsets and columns of one distinct layout: int64 ``[blocks + 1]`` and ``[kept]``."""
     offsets = layout.row_offsets[number].long()
     start, stop = int(offsets[0]), int(offsets[-1])
     return (offsets - start).numpy(), layout.columns[start:stop].long().numpy()
@@ -107,7 +107,7 @@ def _complete(blocks: int, causal: bool) -> Connections:
 
 
 def _keeps_all(offsets: np.ndarray, columns: np.ndarray, causal: bool) -> bool:
-    """Tell from the rows' lengths alone: columns ascend, so a row of r + 1 that ends at r holds 0 … r."""
+    """Return whether all allowed blocks are kept: columns ascend, so r + 1 of them up to r are 0 … r."""
     counts = np.diff(offsets)
     rows = np.arange(counts.size)
     whole = counts == counts.size
@@ -117,7 +117,7 @@ def _keeps_all(offsets: np.ndarray, columns: np.ndarray, causal: bool) -> bool:
 
 
 def _keys(offsets: np.ndarray, columns: np.ndarray, pieces: int, blocks: int, causal: bool) -> np.ndarray:
-    """Kept blocks as ``row * blocks + column``, each cut into ``pieces`` x ``pieces``."""
+    """Return kept blocks as ``row * blocks + column``, each divided into ``pieces`` x ``pieces``."""
     rows = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
     if pieces > 1:
         parts = np.arange(pieces)
@@ -125,7 +125,7 @@ def _keys(offsets: np.ndarray, columns: np.ndarray, pieces: int, blocks: int, ca
             (rows[:, None, None] * pieces + parts[:, None] + 0 * parts).reshape(-1),
             (columns[:, None, None] * pieces + 0 * parts[:, None] + parts).reshape(-1),
         )
-    # The last block may be short, so that not all of its pieces exist.
+    # Some pieces of a short last block do not exist.
     kept = (rows < blocks) & (columns < blocks)
     if causal:
         kept &= columns <= rows

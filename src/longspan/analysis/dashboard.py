@@ -1,8 +1,8 @@
 """A Weights & Biases workspace that compares patterns: ``python -m longspan.analysis.dashboard``.
 
-It shows the runs of a project grouped by ``pattern.group``, that is by the pattern with its arguments, the
-objective, the corpus and the length: loss against tokens, seconds and floating-point operations, and quality
-against density, reach of attention, speed and memory, with the patterns' pictures.
+It shows the runs of a project grouped by ``pattern.group``: the pattern with its arguments, the objective,
+the corpus and the length. Panels show loss against tokens, seconds and floating-point operations, quality
+against density, attention distance, speed and memory, and the pictures of the patterns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# What the runs of a group have in common; a run's configuration is logged nested as it is.
+# The key of the logged configuration that is equal within a group.
 GROUP_BY = "pattern.group"
 PACKAGE = "wandb-workspaces"
 
@@ -42,16 +42,16 @@ COLUMNS = ("config:sparsity.name", "config:data.seq_len", "config:seed", "summar
 
 
 class DashboardError(Exception):
-    """What stands in the way of a dashboard; its message is for the user."""
+    """The dashboard cannot be created; the message is for the user."""
 
 
 def comparison_workspace(entity: str, project: str, name: str = "Comparison of patterns") -> Any:
-    """Make the workspace, without the network; `save()` of it creates it.
+    """Return the workspace, without network access; its `save()` creates it.
 
     Args:
         entity: user or team.
-        project: the project whose runs are compared.
-        name: what to call the workspace.
+        project: project of the compared runs.
+        name: name of the workspace.
 
     Returns:
         `wandb_workspaces.workspaces.Workspace`.
@@ -69,7 +69,7 @@ def comparison_workspace(entity: str, project: str, name: str = "Comparison of p
         ) from error
 
     group = reports.Config(GROUP_BY)
-    of_runs = {"groupby": group, "groupby_aggfunc": "mean"}
+    grouped = {"groupby": group, "groupby_aggfunc": "mean"}
 
     def lines(loss: str, title: str) -> Any:
         return workspaces.Section(
@@ -83,7 +83,7 @@ def comparison_workspace(entity: str, project: str, name: str = "Comparison of p
                     title_x=budget,
                     title_y=title,
                     groupby_rangefunc="stderr",
-                    **of_runs,
+                    **grouped,
                 )
                 for x, budget in BUDGETS
             ],
@@ -106,13 +106,13 @@ def comparison_workspace(entity: str, project: str, name: str = "Comparison of p
             name="Speed and memory",
             panels=[
                 *(
-                    reports.BarPlot(title=title, metrics=[metric], groupby_rangefunc="stderr", **of_runs)
+                    reports.BarPlot(title=title, metrics=[metric], groupby_rangefunc="stderr", **grouped)
                     for metric, title in BARS
                 ),
                 reports.BarPlot(
                     title="where the time of a step goes (seconds)",
                     metrics=[f"train/{phase}_seconds" for phase in PHASES],
-                    **of_runs,
+                    **grouped,
                 ),
             ],
         ),
@@ -137,7 +137,7 @@ def comparison_workspace(entity: str, project: str, name: str = "Comparison of p
 
 
 def specification(workspace: Any) -> dict[str, Any]:
-    """Return what would be sent to Weights & Biases, of plain types."""
+    """Return the data that would be sent to Weights & Biases, in plain types."""
     return workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -145,7 +145,7 @@ def create(workspace: Any) -> str:
     """Create a workspace and return its address.
 
     Raises:
-        DashboardError: no login, or the server refuses or cannot be reached.
+        DashboardError: there is no login, or the server refuses or cannot be reached.
 
     """
     import wandb
@@ -165,13 +165,13 @@ def create(workspace: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Create the workspace that the command line asks for, or print its specification."""
+    """Create the workspace of the command line, or print its specification."""
     parser = argparse.ArgumentParser(
         prog="python -m longspan.analysis.dashboard",
         description="Create a Weights & Biases workspace that compares the patterns of a project's runs.",
     )
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="user or team, and the project")
-    parser.add_argument("--name", default="Comparison of patterns", help="what to call the workspace")
+    parser.add_argument("--name", default="Comparison of patterns", help="name of the workspace")
     parser.add_argument(
         "--print",
         action="store_true",

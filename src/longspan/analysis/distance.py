@@ -1,4 +1,4 @@
-"""How far a model attends: the mean distance of the pairs of tokens that its layers keep."""
+"""The mean attention distance: between query and key, over the pairs that the layers keep."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from longspan_kernels.layout import csr
 def attention_distance(layouts: Sequence[BlockLayout | None], seq_len: int, causal: bool = False) -> float:
     """Return the mean distance in tokens between query and key, over all kept pairs of all layers and heads.
 
-    A sliding window of the model's own, beside the pattern, is not known here.
+    Sliding windows of the architecture, in addition to the pattern, are not counted.
 
     Args:
-        layouts: what each layer keeps of the sequence; None for every block.
-        seq_len: tokens of the sequence.
+        layouts: layout of each layer; None for a dense layer.
+        seq_len: tokens in the sequence.
         causal: whether the layers are causal to the token, whatever their layouts say.
 
     Returns:
-        The mean of ``|i - j|``, 0 for a token and itself; 0.0 where no pair is kept.
+        The mean of ``|i - j|`` in tokens; 0.0 if no pair is kept.
 
     Raises:
-        ValueError: a layout is of another length.
+        ValueError: a layout has another length.
 
     """
     distance = pairs = 0
     counted: dict[tuple[BlockLayout | None, bool], tuple[int, int]] = {}
     heads = next((layout.heads for layout in layouts if layout is not None), 1)
     for layout in layouts:
-        of_layer = causal or (layout is not None and layout.causal)
-        if (layout, of_layer) not in counted:
+        layer_causal = causal or (layout is not None and layout.causal)
+        if (layout, layer_causal) not in counted:
             whole = BlockLayout.from_dense(torch.ones(heads, 1, 1), seq_len)
-            counted[layout, of_layer] = _sums(whole if layout is None else layout, seq_len, of_layer)
-        more_distance, more_pairs = counted[layout, of_layer]
+            counted[layout, layer_causal] = _sums(whole if layout is None else layout, seq_len, layer_causal)
+        more_distance, more_pairs = counted[layout, layer_causal]
         distance, pairs = distance + more_distance, pairs + more_pairs
     return distance / pairs if pairs else 0.0
 
@@ -43,20 +43,20 @@ def attention_distance(layouts: Sequence[BlockLayout | None], seq_len: int, caus
 def _sums(layout: BlockLayout, seq_len: int, causal: bool) -> tuple[int, int]:
     """Return the sum of the distances of the kept pairs of all heads, and their number."""
     layout.check_lengths(seq_len, seq_len)
-    of_row = csr.rows_of(layout.row_offsets)
-    row, column = of_row % layout.q_blocks, layout.columns.long()
+    flat_rows = csr.rows_of(layout.row_offsets)
+    row, column = flat_rows % layout.q_blocks, layout.columns.long()
     first, other = row * layout.block, column * layout.block
     queries, keys = ((seq_len - start).clamp(max=layout.block) for start in (first, other))
-    # Off the diagonal all queries of a block stand on one side of all its keys.
-    middle_distance = (2 * first + queries - (2 * other + keys)).abs()  # twice that of the blocks' middles
+    # Off the diagonal all queries of a block are on one side of all its keys.
+    middle_distance = (2 * first + queries - (2 * other + keys)).abs()  # twice the distance of the middles
     distance, pairs = queries * keys * middle_distance // 2, queries * keys
-    # On it n tokens meet themselves: n - d pairs at each distance d, on either side.
+    # A block of n tokens on the diagonal has n - d pairs at each distance d, on either side.
     sides = 1 if causal else 2
     distance = torch.where(row == column, sides * queries * (queries**2 - 1) // 6, distance)
     pairs = torch.where(row == column, queries * (sides * (queries - 1) + 2) // 2, pairs)
     if causal:
         distance, pairs = (torch.where(column > row, 0, sums) for sums in (distance, pairs))
-    of_layouts = torch.zeros(2, layout.layouts, dtype=torch.int64)
-    of_layouts.index_add_(1, of_row // layout.q_blocks, torch.stack([distance, pairs]))
-    total = of_layouts[:, layout.head_layouts.long()].sum(1)
+    layout_sums = torch.zeros(2, layout.layouts, dtype=torch.int64)
+    layout_sums.index_add_(1, flat_rows // layout.q_blocks, torch.stack([distance, pairs]))
+    total = layout_sums[:, layout.head_layouts.long()].sum(1)
     return int(total[0]), int(total[1])

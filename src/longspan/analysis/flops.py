@@ -1,14 +1,14 @@
-"""The floating-point operations of a training step: matrix products, attention over the kept pairs alone.
+"""The floating-point operations of a training step: matrix products, with attention over the kept pairs.
 
-Counted are model FLOPs (Chowdhery et al. 2022, "PaLM", appendix B): what the mathematics of a step needs, a
-multiply and an add each. What an implementation does besides is not counted: the recomputation of scores in a
-flash-like backward, of layers under gradient checkpointing, the masked half of a diagonal block. Nor is what
-is no matrix product: norms, softmax, activations, embeddings (a lookup), the optimizer.
+The count is of model FLOPs (Chowdhery et al. 2022, "PaLM", appendix B): the operations that the mathematics
+of a step needs, where a multiply and an add are two. Extra operations of an implementation are not counted:
+the recomputation of scores in the backward of flash attention or of layers with gradient checkpointing, and
+the masked half of a diagonal block. Norms, softmax, activations, embeddings and the optimizer are not counted
+either.
 
-Nothing is taken from a formula for an architecture: a copy of the model without memory (on the meta device)
-runs one forward and backward, torch counts its matrix products, and each call of attention is noted. So
-weights that layers share count at each use, grouped heads are projected as they are, and a parameter that is
-frozen costs no gradient.
+The count uses no formula per architecture. A copy of the model on the meta device, without memory, runs one
+forward and backward; torch counts its matrix products, and each call of attention is recorded. So shared
+weights count at each use, grouped heads count as they are, and a frozen parameter costs no gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from longspan.sparsity import SparsityConfig
 from longspan_kernels import BlockLayout
 from longspan_kernels.layout.pair_counts import kept_pairs
 
-# The attention implementation of a model that is counted. It has no mask function: nothing is masked.
+# The attention implementation of the copy. It has no mask function, so nothing is masked.
 _NAME = "longspan_counted"
 
 
@@ -42,9 +42,9 @@ class Flops:
     """Floating-point operations of the forward and backward of a batch.
 
     Attributes:
-        total: attention counted over the pairs of tokens that the layouts keep.
-        dense: the same with every block kept; where the layer or its layout is causal, the pairs on and below
-            the diagonal, half of all.
+        total: operations with attention over the token pairs that the layouts keep.
+        dense: operations with every block kept; for a causal layer or layout, the pairs on and below the
+            diagonal.
 
     """
 
@@ -57,14 +57,14 @@ class AttentionCall:
     """One call of attention in a forward.
 
     Attributes:
-        layer: number of the attention layer.
-        batch: sequences.
+        layer: index of the attention layer.
+        batch: number of sequences.
         heads: query heads.
-        length: tokens of a sequence.
-        causal: whether the layer is causal to the token, whatever its layout says.
-        window: the layer's own, tokens to the left and to the right, each None for no bound.
-        products: lengths of the sums in the products of forward and backward, added up: a pair that is kept
-            takes twice as many operations.
+        length: tokens in a sequence.
+        causal: whether the layer is causal to the token, independent of its layout.
+        window: sliding window of the layer, in tokens to the left and to the right, None for no bound.
+        products: sum of the inner dimensions of the products in forward and backward; a kept pair takes
+            twice as many operations.
 
     """
 
@@ -80,7 +80,7 @@ class AttentionCall:
         """Count the call under a layout; None keeps every block.
 
         Raises:
-            ValueError: the layout is of another length or number of heads.
+            ValueError: the layout has another length or number of heads.
 
         """
         if layout is not None:
@@ -94,18 +94,18 @@ class AttentionCall:
         whole = BlockLayout.from_dense(torch.ones(1, 1, 1), self.length)
         every = self.heads * kept_pairs(whole, self.length, self.length, left, right)
         kept = every if layout is None else kept_pairs(layout, self.length, self.length, left, right)
-        of_pair = 2 * self.batch * self.products
-        return Flops(of_pair * kept, of_pair * every)
+        flops_per_pair = 2 * self.batch * self.products
+        return Flops(flops_per_pair * kept, flops_per_pair * every)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a model computes in a step, before it is said what its layers attend.
+    """The operations of a step, independent of the layouts of the layers.
 
     Attributes:
         layers: number of attention layers, each of which has a layout.
-        others: operations of all matrix products but those of attention, forward and backward.
-        calls: the calls of attention; ALBERT calls each of its layers several times.
+        others: operations of all matrix products outside of attention, forward and backward.
+        calls: calls of attention; ALBERT calls each of its layers several times.
 
     """
 
@@ -114,7 +114,7 @@ class Trace:
     calls: tuple[AttentionCall, ...]
 
     def flops(self, layouts: Sequence[BlockLayout | None]) -> Flops:
-        """Count the step under one layout a layer; arguments and errors as in `training_flops`."""
+        """Count the step with one layout per layer; arguments and errors as in `training_flops`."""
         if len(layouts) != self.layers:
             raise ValueError(
                 f"layouts must be one for each of the {self.layers} attention layers, got {len(layouts)}"
@@ -122,7 +122,7 @@ class Trace:
         counted: dict[tuple[Any, ...], Flops] = {}
         total = dense = self.others
         for call in self.calls:
-            # Most layers are alike, and a layout may have millions of blocks.
+            # Most layers are equal, and a layout may have millions of blocks.
             key = (layouts[call.layer], replace(call, layer=0))
             if key not in counted:
                 counted[key] = call.flops(layouts[call.layer])
@@ -140,86 +140,86 @@ def training_flops(
     """Count the floating-point operations of the forward and backward of a batch.
 
     Args:
-        model: a Hugging Face language model, made sparse or not, on any device, compiled or not; it is left
-            as it is. Or a module without attention that takes ``input_ids``.
-        layouts: what each attention layer keeps at ``seq_len``, in the order of the layers; None for every
-            block. ALBERT has one for each set of weights. Documents packed into a sequence are not known
-            here: attention is counted across them.
-        seq_len: tokens of a sequence.
-        batch_size: sequences of the batch.
-        scored: share of the positions whose logits are made, in (0, 1]; less than all of them under a masked
-            objective with ``loss_chunk``, whose head runs on the scored positions alone.
+        model: a Hugging Face language model, sparse or not, on any device, compiled or not, which is not
+            changed; or a module without attention that takes ``input_ids``.
+        layouts: layout of each attention layer at ``seq_len``, in order; None for a dense layer. ALBERT has
+            one per set of weights. Attention is counted across documents that are packed into a sequence.
+        seq_len: tokens in a sequence.
+        batch_size: sequences in the batch.
+        scored: share of the positions whose logits are computed, in (0, 1]; below 1 for a masked objective
+            with ``loss_chunk``, whose head runs only on the scored positions.
 
     Raises:
-        ValueError: a number out of range, another number of layouts than attention layers, a layout of
-            another length or number of heads, a model whose attention does not follow transformers'
-            attention interface or that cannot run without data, or with `scored` a head that is not known.
+        ValueError: a number is out of range, the number of layouts is not that of the attention layers, a
+            layout has another length or number of heads, the attention of the model does not follow
+            transformers' attention interface, the model cannot run without data, or ``scored`` is below 1 and
+            the head is unknown.
 
     """
     return trace(model, seq_len, batch_size, scored).flops(layouts)
 
 
 def layouts_of(model: nn.Module, seq_len: int) -> list[BlockLayout | None]:
-    """Return what each attention layer of a model keeps now, for `training_flops`; None for every block.
+    """Return the current layout of each attention layer, for `training_flops`; None for a dense layer.
 
     Args:
         model: as in `training_flops`.
-        seq_len: tokens of a sequence.
+        seq_len: tokens in a sequence.
 
     Raises:
-        ValueError: a model whose attention does not follow transformers' attention interface.
+        ValueError: the attention of the model does not follow transformers' attention interface.
 
     """
     return [layout_of(layer, seq_len) for layer in attention_layers(model)]
 
 
 def attention_layers(model: nn.Module) -> list[nn.Module]:
-    """Find the attention layers of a model, in order; a module that is no Hugging Face model has none."""
+    """Return the attention layers of a model, in order; a module outside of Hugging Face has none."""
     return self_attention_layers(model) if hasattr(model, "config") else []
 
 
 def pattern_of(layer: nn.Module) -> SparsityConfig | None:
-    """Return the pattern of an attention layer; None where it attends densely."""
+    """Return the pattern of an attention layer; None for a dense layer."""
     attention = _sparse_attention(layer)
     return None if attention is None else attention.sparsity_config
 
 
 def layout_of(layer: nn.Module, seq_len: int) -> BlockLayout | None:
-    """Return what an attention layer keeps of a sequence; None for every block."""
+    """Return the layout of an attention layer for a length; None for a dense layer."""
     attention = _sparse_attention(layer)
-    # The module itself is asked: it attends densely where its pattern is not defined.
+    # From the module, which attends densely where its pattern is not defined.
     return None if attention is None else attention._layout(seq_len, seq_len)  # type: ignore[return-value]
 
 
 def _sparse_attention(layer: Any) -> SparseSelfAttention | None:
     if getattr(layer, "sparse_self_attention", None) is None:
-        # A model loaded from disk makes them in its first forward.
+        # A model loaded from disk makes the module in its first forward.
         sparse = getattr(layer.config, "_attn_implementation", None) == NAME
         return attention_of(layer) if sparse else None
     return layer.sparse_self_attention
 
 
 def trace(model: nn.Module, seq_len: int, batch_size: int, scored: float = 1.0) -> Trace:
-    """Run a copy of a model without memory and note what it computes; arguments as in `training_flops`."""
+    """Record the operations of a copy of a model on the meta device; arguments as in `training_flops`."""
     for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0.0 < scored <= 1.0:
         raise ValueError(f"scored must lie in (0, 1], got {scored}")
-    ghost: Any = _without_memory(model)
-    recorders = _record_attention(ghost)
+    meta_model: Any = _on_meta_device(model)
+    recorders = _record_attention(meta_model)
     input_ids = torch.zeros(batch_size, seq_len, dtype=torch.int64, device="meta")
     counter = FlopCounterMode(display=False)
     try:
         with torch.enable_grad(), counter:
             if scored < 1.0:
-                backbone, head = split_head(ghost)
+                backbone, head = split_head(meta_model)
                 hidden = backbone(input_ids=input_ids).last_hidden_state.flatten(0, 1)
                 logits = head(hidden[: max(1, round(scored * len(hidden)))])
             else:
-                logits = ghost(input_ids=input_ids).logits
+                logits = meta_model(input_ids=input_ids).logits
             if logits.requires_grad:
-                # A gradient as the loss gives it, which itself takes no matrix product.
+                # In place of the gradient of the loss, which has no matrix product.
                 logits.backward(torch.empty_like(logits))
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
@@ -229,7 +229,7 @@ def trace(model: nn.Module, seq_len: int, batch_size: int, scored: float = 1.0) 
     return Trace(len(recorders), counter.get_total_flops(), calls)
 
 
-def _without_memory(model: nn.Module) -> nn.Module:
+def _on_meta_device(model: nn.Module) -> nn.Module:
     """Copy a model with its parameters and buffers on the meta device; shared ones stay shared."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -237,33 +237,33 @@ def _without_memory(model: nn.Module) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = empty
-    ghost = copy.deepcopy(model, memo)
-    for module in ghost.modules():
+    meta_model = copy.deepcopy(model, memo)
+    for module in meta_model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False  # type: ignore[assignment]
-        # Positions that follow the length ask for the largest of them, a number that is not there; how they
-        # are scaled takes no product. ModernBERT has a type for each kind of layer.
+        # Rotary types that depend on the length read the largest position, which has no value on the meta
+        # device; scaling has no matrix product. ModernBERT has one type per kind of layer.
         types = getattr(module, "rope_type", None)
         if isinstance(types, str):
             module.rope_type = "default"  # type: ignore[assignment]
         elif isinstance(types, dict):
             module.rope_type = dict.fromkeys(types, "default")  # type: ignore[assignment]
-    return ghost
+    return meta_model
 
 
-def _record_attention(ghost: Any) -> list[_Recorder]:
-    """Let each attention layer note its calls instead of attending."""
-    layers: list[Any] = attention_layers(ghost)
+def _record_attention(meta_model: Any) -> list[_Recorder]:
+    """Let each attention layer record its calls instead of attending."""
+    layers: list[Any] = attention_layers(meta_model)
     if not layers:
         return []
     from transformers.modeling_utils import AttentionInterface
 
-    # Hands on what `longspan` would: the window and the causality of each layer.
+    # Passes window and causality of each layer, as the implementation `longspan` does.
     AttentionInterface.register(_NAME, longspan_attention)
-    for config in (ghost.config, layers[0].config):
+    for config in (meta_model.config, layers[0].config):
         config._attn_implementation = _NAME
-    for module in ghost.modules():
-        # GPT-2 looks for padding among the tokens, which are not there, only to warn.
+    for module in meta_model.modules():
+        # GPT-2 searches for padding among the tokens, which have no values, only to warn.
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
             module.warn_if_padding_and_no_attention_mask = _silent
     recorders = [_Recorder(index, layer.config.num_attention_heads) for index, layer in enumerate(layers)]
@@ -277,13 +277,13 @@ def _silent(*args: Any) -> None:
 
 
 class _Recorder(nn.Module):
-    """Stands where a layer's SparseSelfAttention would, and notes what it is asked for."""
+    """Takes the place of the SparseSelfAttention of a layer and records its calls."""
 
     def __init__(self, layer: int, heads: int) -> None:
         super().__init__()
         self.layer = layer
         self.sparsity_config = SimpleNamespace(num_heads=heads)
-        self.noted: list[AttentionCall] = []
+        self.recorded: list[AttentionCall] = []
         self.products: list[list[int]] = []
 
     def forward(
@@ -296,22 +296,22 @@ class _Recorder(nn.Module):
         window: tuple[int | None, int | None] | None = None,
         **others: Any,
     ) -> Tensor:
-        """Note the call and give a context of the right shape; what masks besides is not counted."""
+        """Record the call and return a context of the right shape; other masks are not counted."""
         batch, heads, length, _ = query.shape
-        self.noted.append(
+        self.recorded.append(
             AttentionCall(self.layer, batch, heads, length, bool(causal), window or (None, None), 0)
         )
         self.products.append([])
-        return _Noted.apply(self.products[-1], query, key, value)
+        return _RecordedAttention.apply(self.products[-1], query, key, value)
 
     def calls(self) -> list[AttentionCall]:
-        """Return the calls, with what their forward and backward multiply."""
-        pairs = zip(self.noted, self.products, strict=True)
+        """Return the calls, with the products of their forward and backward."""
+        pairs = zip(self.recorded, self.products, strict=True)
         return [replace(call, products=sum(products)) for call, products in pairs]
 
 
-class _Noted(torch.autograd.Function):
-    """Attention that computes nothing and notes the length of the sum in each of its products."""
+class _RecordedAttention(torch.autograd.Function):
+    """Attention that computes nothing and records the inner dimension of each of its products."""
 
     @staticmethod
     def forward(ctx: Any, products: list[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -325,10 +325,12 @@ class _Noted(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        _, of_query, of_key, of_value = ctx.needs_input_grad
-        if of_query or of_key:
+        _, needs_query, needs_key, needs_value = ctx.needs_input_grad
+        if needs_query or needs_key:
             ctx.products.append(value.shape[-1])  # of the weights
         ctx.products += [
-            side.shape[-1] for side, wanted in ((key, of_query), (query, of_key), (value, of_value)) if wanted
+            side.shape[-1]
+            for side, needed in ((key, needs_query), (query, needs_key), (value, needs_value))
+            if needed
         ]
         return None, *(torch.empty_like(side) for side in (query, key, value))

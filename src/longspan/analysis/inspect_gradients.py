@@ -1,37 +1,34 @@
-"""The model of a configuration asked by gradients, for `longspan.analysis.inspect`."""
+"""The gradient check of `longspan.analysis.inspect`: does the model depend on what reach predicts?"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from rich.text import Text
 
 from longspan.analysis.causality import leaks, model_seen_by_gradients, predicted
+from longspan.analysis.inspection import Inspection
 from longspan.config.instantiate import instantiate
 from longspan.errors import ConfigError
 from longspan.models import sparsify
 
-if TYPE_CHECKING:
-    from longspan.analysis.inspect import Inspection
 
-
-def ask_gradients(config: DictConfig, inspection: Inspection, outputs: int) -> Text:
-    """Build the model with random weights, and say whether its gradients agree with causality and reach.
+def compare_with_gradients(config: DictConfig, inspection: Inspection, outputs: int) -> Text:
+    """Build the model with random weights and compare its gradients with causality and reach.
 
     Args:
         config: names model, objective and tokenizer.
-        inspection: of that configuration.
-        outputs: how many positions are asked, spread over the sequence.
+        inspection: the inspection of that configuration.
+        outputs: number of output positions to check, spread over the sequence.
 
     Raises:
-        ConfigError: a model that cannot be made, of another number of layers, or a length of which reach
-            knows a sample only.
+        ConfigError: the model is invalid or has another number of layers, or reach is only a sample at this
+            length.
 
     """
-    import torch
-
     if inspection.reach.sampled:
         raise ConfigError(
             f"gradients: reach is not exact at {inspection.seq_len:,} tokens; give a smaller seq_len"
@@ -49,27 +46,29 @@ def ask_gradients(config: DictConfig, inspection: Inspection, outputs: int) -> T
     try:
         sparsify(model, list(inspection.patterns))
         model.double()
-        asked = np.unique(np.linspace(0, inspection.seq_len - 1, outputs).astype(int)).tolist()
-        seen = model_seen_by_gradients(model, inspection.seq_len, asked, chunk=1)
+        positions = np.unique(np.linspace(0, inspection.seq_len - 1, outputs).astype(int)).tolist()
+        depends = model_seen_by_gradients(model, inspection.seq_len, positions, chunk=1)
     except ValueError as error:
         raise ConfigError(f"gradients: {error}") from error
-    expected = predicted(inspection.reach, asked)
-    ahead = leaks(seen, asked)
+    expected = predicted(inspection.reach, positions)
+    leaked = leaks(depends, positions)
     lines = [
-        f"Gradients of {type(model).__name__}: {len(asked)} outputs depend on {int(seen.sum()):,} inputs; of "
-        f"{seen.numel():,} pairs {int((seen == expected).sum()):,} are as reach says"
+        f"Gradients of {type(model).__name__}: {len(positions)} outputs depend on {int(depends.sum()):,} "
+        f"inputs; of {depends.numel():,} pairs {int((depends == expected).sum()):,} are as reach says"
     ]
     for name, wrong in (
-        ("without a path", seen & ~expected),
-        ("with a path but no gradient", expected & ~seen),
+        ("without a path", depends & ~expected),
+        ("with a path but no gradient", expected & ~depends),
     ):
         if wrong.any():
             row, source = (int(one) for one in wrong.nonzero()[0])
-            lines.append(f"  {int(wrong.sum()):,} {name}, such as from token {source:,} to {asked[row]:,}")
-    if objective.causal:
+            lines.append(
+                f"  {int(wrong.sum()):,} {name}, such as from token {source:,} to {positions[row]:,}"
+            )
+    if inspection.causal:
         lines.append(
-            f"  not causal: output {ahead[0][0]:,} depends on the later input {ahead[0][1]:,}"
-            if ahead
+            f"  not causal: output {leaked[0][0]:,} depends on the later input {leaked[0][1]:,}"
+            if leaked
             else "  causal: no output depends on a later input"
         )
     return Text("\n".join(lines))

@@ -1,9 +1,8 @@
-"""What `longspan.analysis.inspect` prints."""
+"""The printed report of `longspan.analysis.inspect`."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.columns import Columns
@@ -12,43 +11,41 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from longspan.analysis.inspection import Inspection
 from longspan.analysis.picture import ranges
 from longspan.analysis.reach import Reach
 from longspan.analysis.rows import RowStatistics, row_statistics
 from longspan.analysis.start import start_warnings
 from longspan_kernels.layout import BlockLayout
 
-if TYPE_CHECKING:
-    from longspan.analysis.inspect import Inspection
-
-# Columns of a table; more do not fit beside each other.
+# The most columns of a table that fit beside each other.
 _COLUMNS = 9
-# Rows of a table: every layer up to so many.
+# The most layers with one row each.
 _ROWS = 12
 
 
 def report(inspection: Inspection) -> RenderableType:
     """Return tables of patterns and reach, and the patterns' pictures, ready to print."""
-    found = inspection.reach
+    reached = inspection.reach
     parts: list[RenderableType] = [Text(inspection.title, style="bold"), _patterns(inspection)]
     how = (
-        f"of a random sample of {found.sources.size:,} of {found.blocks:,} blocks of sources"
-        if found.sampled
+        f"of a random sample of {reached.sources.size:,} of {reached.blocks:,} blocks of sources"
+        if reached.sampled
         else "exact to the token"
     )
     if inspection.own_windows:
-        how = ("a random sample, " if found.sampled else "") + "of the patterns alone: the windows of the "
+        how = ("a random sample, " if reached.sampled else "") + "of the patterns alone: the windows of the "
         how += "model's own local layers are not counted, so it reaches less"
     parts += [
         Text(f"\nReach: {how}", style="bold"),
-        _by_distance(found),
+        _by_distance(reached),
         Text(),
-        _by_position(found),
+        _by_position(reached),
         Text(),
-        _unreachable(found),
+        _unreachable(reached),
     ]
     sentences = start_warnings(
-        inspection.patterns, inspection.seq_len, causal=inspection.causal, found=inspection.reach
+        inspection.patterns, inspection.seq_len, causal=inspection.causal, known_reach=inspection.reach
     )
     parts += [Text(f"warning: {sentence}", style="yellow") for sentence in sentences]
     pictures = [Group(Text(name, style="bold"), Text(drawing)) for name, drawing in _drawings(inspection)]
@@ -57,7 +54,7 @@ def report(inspection: Inspection) -> RenderableType:
 
 
 def _patterns(inspection: Inspection) -> Table:
-    """A paragraph of facts for each distinct pattern, and attention's operations of all layers together."""
+    """Return facts about each distinct pattern, and the operations of attention in all layers together."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -130,10 +127,10 @@ def _flop(count: int) -> str:
     return f"{count / 1e6:,.2f} MFLOP"
 
 
-def _by_distance(found: Reach) -> Table:
-    """Share of the pairs at each distance that are reached, a row a layer."""
-    edges = _distances(found.seq_len, found.block)
-    _, shares = found.by_distance_bins(edges)
+def _by_distance(reached: Reach) -> Table:
+    """Return the share of pairs reached at each distance, one row per layer."""
+    edges = _distances(reached.seq_len, reached.block)
+    _, shares = reached.by_distance_bins(edges)
     names = [
         f"{first:,}" if last == first + 1 else f"{first:,}–{last - 1:,}" for first, last in pairwise(edges)
     ]
@@ -141,42 +138,42 @@ def _by_distance(found: Reach) -> Table:
     table.add_column("layers", justify="right")
     for name in ("all pairs", *names):
         table.add_column(name, justify="right", no_wrap=True)
-    for layer in _rows(found):
-        table.add_row(_layer(found, layer), _percent(found.share[layer]), *map(_percent, shares[layer]))
+    for layer in _rows(reached):
+        table.add_row(_layer(reached, layer), _percent(reached.share[layer]), *map(_percent, shares[layer]))
     return table
 
 
-def _by_position(found: Reach) -> Table:
-    """Share of the possible sources that reach the tokens of each part of the sequence, a row a layer."""
-    parts = np.unique(np.linspace(0, found.blocks, min(found.blocks, _COLUMNS - 1) + 1).astype(int))
-    sources = "earlier tokens" if found.causal else "tokens"
+def _by_position(reached: Reach) -> Table:
+    """Return the share of sources that reach each part of the sequence, one row per layer."""
+    parts = np.unique(np.linspace(0, reached.blocks, min(reached.blocks, _COLUMNS - 1) + 1).astype(int))
+    sources = "earlier tokens" if reached.causal else "tokens"
     table = Table(title=f"% of the {sources} that reach a token, by its position", title_justify="left")
     table.add_column("layers", justify="right")
     for first, last in pairwise(parts):
-        end = min(last * found.block, found.seq_len) - 1
-        table.add_column(f"{first * found.block:,}–{end:,}", justify="right", no_wrap=True)
-    possible = np.add.reduceat(found.possible_pairs, parts[:-1])
-    for layer in _rows(found):
-        reached = np.add.reduceat(found.reached_pairs[layer], parts[:-1])
-        shares = np.divide(reached, possible, out=np.full(reached.shape, np.nan), where=possible > 0)
-        table.add_row(_layer(found, layer), *map(_percent, shares))
+        end = min(last * reached.block, reached.seq_len) - 1
+        table.add_column(f"{first * reached.block:,}–{end:,}", justify="right", no_wrap=True)
+    possible = np.add.reduceat(reached.possible_pairs, parts[:-1])
+    for layer in _rows(reached):
+        pairs = np.add.reduceat(reached.reached_pairs[layer], parts[:-1])
+        shares = np.divide(pairs, possible, out=np.full(pairs.shape, np.nan), where=possible > 0)
+        table.add_row(_layer(reached, layer), *map(_percent, shares))
     return table
 
 
-def _unreachable(found: Reach) -> Text:
-    which = "a token and an earlier one" if found.causal else "tokens"
-    head = f"Unreachable pairs of {which} after {found.layers} layers"
-    missing = found.unreachable_pairs
+def _unreachable(reached: Reach) -> Text:
+    which = "a token and an earlier one" if reached.causal else "tokens"
+    head = f"Unreachable pairs of {which} after {reached.layers} layers"
+    missing = reached.unreachable_pairs
     if not missing:
-        return Text(f"{head}: none{' of those followed' if found.sampled else ''}")
-    examples = ", ".join(f"{source:,} to {token:,}" for source, token in found.unreachable_examples(4))
-    about = "about " if found.sampled else ""
-    share = f"{about}{missing:,} of {found.all_pairs:,} ({missing / found.all_pairs:.2%})"
+        return Text(f"{head}: none{' of those followed' if reached.sampled else ''}")
+    examples = ", ".join(f"{source:,} to {token:,}" for source, token in reached.unreachable_examples(4))
+    about = "about " if reached.sampled else ""
+    share = f"{about}{missing:,} of {reached.all_pairs:,} ({missing / reached.all_pairs:.2%})"
     return Text(f"{head}: {share}" + (f", such as from token {examples}" if examples else ""))
 
 
 def _drawings(inspection: Inspection) -> list[tuple[str, str]]:
-    """Name and picture of each distinct layout of a head, at most six."""
+    """Return name and picture of each distinct layout of a head, at most six."""
     drawings = []
     width = 64 if len(_distinct(inspection)) == 1 else 40
     for layout, numbers in _distinct(inspection):
@@ -184,9 +181,9 @@ def _drawings(inspection: Inspection) -> list[tuple[str, str]]:
             continue
         pattern = inspection.patterns[numbers[0]]
         assert pattern is not None
-        of_heads = layout.head_layouts.tolist()
-        for distinct in dict.fromkeys(of_heads):
-            head = of_heads.index(distinct)
+        head_layouts = layout.head_layouts.tolist()
+        for distinct in dict.fromkeys(head_layouts):
+            head = head_layouts.index(distinct)
             which = f", head {head}" if layout.layouts > 1 else ""
             layers = f", layers {ranges(numbers)}" if len(_distinct(inspection)) > 1 else ""
             drawings.append((f"{pattern.name}{layers}{which}", layout.draw(head, width)))
@@ -194,7 +191,7 @@ def _drawings(inspection: Inspection) -> list[tuple[str, str]]:
 
 
 def _distances(seq_len: int, block: int) -> list[int]:
-    """Edges of at most so many bins as a table has columns: a block, and from there on by powers."""
+    """Return the edges of at most `_COLUMNS` bins: one block, then growing by a constant factor."""
     factor = 2
     while True:
         edges = [1]
@@ -209,25 +206,25 @@ def _distances(seq_len: int, block: int) -> list[int]:
         factor *= 2
 
 
-def _rows(found: Reach) -> list[int]:
-    """The layers that get a row: all of them, or of many the first ones and some of the others.
+def _rows(reached: Reach) -> list[int]:
+    """Return the layers that get a row: all of them, or the first ones and some of the others.
 
-    Layers after which nothing changes any more have none.
+    Layers after the last change have no row.
     """
-    last = next(layer for layer in range(found.layers + 1) if found.share[layer] == found.share[-1])
+    last = next(layer for layer in range(reached.layers + 1) if reached.share[layer] == reached.share[-1])
     last = max(1, last)
     if last <= _ROWS:
         return list(range(1, last + 1))
     return sorted({*range(1, 5), *np.linspace(5, last, _ROWS - 4).astype(int).tolist()})
 
 
-def _layer(found: Reach, layer: int) -> str:
-    unchanged = layer < found.layers and found.share[layer] == found.share[-1]
-    return f"{layer}–{found.layers}" if unchanged else str(layer)
+def _layer(reached: Reach, layer: int) -> str:
+    unchanged = layer < reached.layers and reached.share[layer] == reached.share[-1]
+    return f"{layer}–{reached.layers}" if unchanged else str(layer)
 
 
 def _percent(share: float) -> str:
-    """A share in %, never rounded to all or nothing where it is neither."""
+    """Format a share in %; only exact 0 and 1 are printed as 0 and 100."""
     if np.isnan(share):
         return "–"
     if share in (0, 1):

@@ -1,4 +1,4 @@
-"""Pairs of tokens by distance, counted from blocks: exact to the token, without a matrix of tokens."""
+"""Counts of token pairs by distance, computed from blocks: exact, without a matrix of tokens."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from longspan_kernels.layout import BlockLayout
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Numbers of joined pairs of blocks, sorted by what their pairs of tokens depend on.
+    """Counts of connected pairs of blocks, grouped so that the pairs of tokens follow from them.
 
-    The last block may be short, so its row and its column are counted apart.
+    The last block may be short, so its row and its column are counted separately.
 
     Attributes:
-        seq_len: tokens of the sequence.
-        block: tokens a block.
-        between: int64 ``[2 * blocks - 1]``: pairs of different blocks ``(i, j)``, neither the last, at place
+        seq_len: tokens in the sequence.
+        block: tokens per block.
+        between: int64 ``[2 * blocks - 1]``: pairs of different blocks ``(i, j)``, neither the last, at index
             ``i - j + blocks - 1``.
         last_row: int64 ``[blocks]``: pairs of the last block with block ``j``.
         last_column: int64 ``[blocks]``: pairs of block ``i`` with the last block.
-        within: int64 ``[3]``: blocks before the last whose tokens are joined to ITSELF, EARLIER, WHOLE.
-        within_last: int64 ``[3]``: the same of the last block.
+        within: int64 ``[3]``: blocks before the last one whose diagonal is ITSELF, EARLIER, WHOLE.
+        within_last: int64 ``[3]``: the same for the last block.
 
     """
 
@@ -42,10 +42,10 @@ class PairCounts:
         return self.last_row.size
 
     def by_distance(self) -> np.ndarray:
-        """Pairs of tokens at each distance, both directions together: int64 ``[seq_len]``."""
+        """Return the number of token pairs at each distance, in both directions: int64 ``[seq_len]``."""
         length, block, blocks = self.seq_len, self.block, self.blocks
         last = length - (blocks - 1) * block
-        # Two blocks of B tokens, b blocks apart, hold B - |k| pairs at distance b B + k.
+        # Two blocks of B tokens, b blocks apart, have B - |k| pairs at distance b B + k.
         after = np.arange(block)
         padded = np.concatenate([[0], self.between, [0]])
         signed = (padded[:-1, None] * (block - after) + padded[1:, None] * after).reshape(-1)
@@ -55,7 +55,7 @@ class PairCounts:
         backward = signed[: origin + 1][::-1]
         counts[1 : backward.size] += backward[1:]
         apart = np.arange(blocks - 1, -1, -1) * block
-        # The column of the last block lies as far above the diagonal as its row lies below it.
+        # The column of the last block is as far above the diagonal as its row is below it.
         _add(counts, self.last_row, apart, _profile(last, block))
         _add(counts, self.last_column, -apart, _profile(block, last))
         for states, size in ((self.within, block), (self.within_last, last)):
@@ -65,15 +65,15 @@ class PairCounts:
 
 
 def kept_by_distance(layout: BlockLayout, seq_len: int, causal: bool | None = None) -> np.ndarray:
-    """Pairs of a query and a key that a layout keeps at each distance, all heads: int64 ``[seq_len]``.
+    """Return the number of kept query-key pairs at each distance, over all heads: int64 ``[seq_len]``.
 
     Args:
-        layout: of all queries and keys.
-        seq_len: tokens of the sequence.
-        causal: whether attention is causal to the token; None: as the layout says.
+        layout: layout of all queries and keys.
+        seq_len: tokens in the sequence.
+        causal: whether attention is causal to the token; None for that of the layout.
 
     Raises:
-        ValueError: the layout is of another length.
+        ValueError: the layout has another length.
 
     """
     check_square(layout, seq_len)
@@ -81,21 +81,21 @@ def kept_by_distance(layout: BlockLayout, seq_len: int, causal: bool | None = No
     heads = np.bincount(layout.head_layouts.numpy(), minlength=layout.layouts)
     total = np.zeros(seq_len, dtype=np.int64)
     for number in range(layout.layouts):
-        total += heads[number] * _of_layout(layout, number, seq_len, causal).by_distance()
+        total += heads[number] * _layout_pairs(layout, number, seq_len, causal).by_distance()
     return total
 
 
-def _of_layout(layout: BlockLayout, number: int, seq_len: int, causal: bool) -> PairCounts:
+def _layout_pairs(layout: BlockLayout, number: int, seq_len: int, causal: bool) -> PairCounts:
     offsets, columns = rows_of_layout(layout, number)
     blocks = offsets.size - 1
     rows = np.repeat(np.arange(blocks), np.diff(offsets))
     if causal:
         rows, columns = rows[columns <= rows], columns[columns <= rows]
     within, within_last = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
-    own = rows[rows == columns]
+    on_diagonal = rows[rows == columns]
     state = EARLIER if causal else WHOLE
-    within[state] = (own < blocks - 1).sum()
-    within_last[state] = (own == blocks - 1).sum()
+    within[state] = (on_diagonal < blocks - 1).sum()
+    within_last[state] = (on_diagonal == blocks - 1).sum()
     last = blocks - 1
     inner = (rows != columns) & (rows != last) & (columns != last)
     return PairCounts(
@@ -115,22 +115,21 @@ def count_pairs(
     """Count the pairs of tokens of a state of `longspan.analysis.reach`.
 
     Args:
-        seq_len: tokens of the sequence.
-        block: tokens a block.
-        sources: blocks, int64 ascending, one a bit.
-        packed: uint64 ``[blocks, words]``: which of the sources are joined with a block.
-        diagonal: int8 ``[blocks]``: what of its own block a token is joined with, where the bit does not say
-            all.
+        seq_len: tokens in the sequence.
+        block: tokens per block.
+        sources: indices of blocks, int64 ascending, one per bit.
+        packed: uint64 ``[blocks, words]``: the sources that are connected with each block.
+        diagonal: int8 ``[blocks]``: the connection of a token within its block, if the bit is not set.
 
     Returns:
-        Pairs of the tokens of each block, int64 ``[blocks]``, and what their distances depend on.
+        Number of pairs of the tokens of each block, int64 ``[blocks]``, and the counts by distance.
 
     """
     blocks = diagonal.size
     last = blocks - 1
     sizes = np.full(blocks, block)
     sizes[-1] = seq_len - last * block
-    # The last block, where it is among the sources, is the last of them.
+    # The last block, if it is a source, is the last source.
     has_last = int(sources[-1] == last)
     inner = sources[: sources.size - has_last]
     bit_of = np.full(blocks, -1)
@@ -159,13 +158,13 @@ def count_pairs(
 
 
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
-    """The first bits of a row, the lowest of the first word first: bool ``[bits]``."""
+    """Return the first bits of a row, from the lowest bit of the first word: bool ``[bits]``."""
     octets = words.astype("<u8").view(np.uint8)
     return np.unpackbits(octets, count=bits, bitorder="little").astype(bool)
 
 
 def _profile(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Differences ``u - v`` of ``u < rows`` and ``v < columns``, and how often each occurs."""
+    """Return the differences ``u - v`` of ``u < rows`` and ``v < columns``, and the count of each."""
     difference = np.arange(1 - columns, rows)
     first, past = np.maximum(difference, 0), np.minimum(rows, columns + difference)
     return difference, past - first
@@ -174,10 +173,10 @@ def _profile(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
 def _add(
     counts: np.ndarray, pairs: np.ndarray, apart: np.ndarray, profile: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    """Add the pairs of tokens of ``pairs[j]`` pairs of blocks whose starts lie ``apart[j]`` tokens apart."""
+    """Add the token pairs of ``pairs[j]`` block pairs whose starts are ``apart[j]`` tokens apart."""
     some = np.flatnonzero(pairs)
     difference, times = profile
-    # A slice at a time keeps this below the size of a few blocks of rows.
+    # Slices bound the memory.
     for start in range(0, some.size, 4096):
         part = some[start : start + 4096]
         where = np.abs(apart[part][:, None] + difference)

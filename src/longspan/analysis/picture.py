@@ -1,4 +1,4 @@
-"""Pictures of patterns with matplotlib; nothing here touches pyplot's state."""
+"""Pictures of patterns and reach with matplotlib, without the state of pyplot."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More panels than this say no more at a glance.
+# The most panels of a figure.
 MAX_PANELS = 12
-_PANELS_A_ROW = 4
+_PANELS_PER_ROW = 4
 
 
 def draw_pattern(layouts: BlockLayout | Sequence[BlockLayout], title: str = "") -> Figure:
     """Draw a pattern, or the patterns of a model's layers: a panel for each distinct layout of a head.
 
-    A panel shows query blocks downwards and key blocks to the right; of large layouts a cell stands for
-    several blocks and is the darker the more of them are kept. Layers and heads that share a layout share a
-    panel, which names them. Panels beyond the first twelve are not drawn; the title says how many.
+    A panel shows query blocks downwards and key blocks to the right; for large layouts a cell stands for
+    several blocks, and its darkness for the share that is kept. Layers and heads that share a layout share a
+    panel, which lists them. Only the first twelve panels are drawn; the title counts the others.
 
     Args:
-        layouts: one layout for all layers, or one for each layer.
-        title: written above the panels.
+        layouts: one layout for all layers, or one per layer.
+        title: title above the panels.
 
     Returns:
-        A figure that belongs to no window: save it with ``figure.savefig(path)``; it needs no closing.
+        A figure without a window; save it with ``figure.savefig(path)``. It needs no closing.
 
     Raises:
         ValueError: the sequence is empty.
@@ -42,7 +42,7 @@ def draw_pattern(layouts: BlockLayout | Sequence[BlockLayout], title: str = "") 
     per_layer = None if isinstance(layouts, BlockLayout) else list(layouts)
     panels = _panels([layouts] if isinstance(layouts, BlockLayout) else list(layouts), per_layer is not None)
     shown = panels[:MAX_PANELS]
-    across = min(len(shown), _PANELS_A_ROW)
+    across = min(len(shown), _PANELS_PER_ROW)
     down = -(-len(shown) // across)
     figure = Figure(figsize=(max(4.4, 3.1 * across), 3.5 * down + 0.4), layout="constrained")
     for number, panel in enumerate(shown):
@@ -53,27 +53,27 @@ def draw_pattern(layouts: BlockLayout | Sequence[BlockLayout], title: str = "") 
     return figure
 
 
-def draw_reach(layouts: Sequence[BlockLayout | None], found: Reach, title: str = "") -> Figure:
-    """Draw a model's patterns, and what they reach by layer, by distance and by position.
+def draw_reach(layouts: Sequence[BlockLayout | None], reach: Reach, title: str = "") -> Figure:
+    """Draw the patterns of a model and their reach by layer, by distance and by position.
 
-    Above, at most four of the panels of `draw_pattern`; then which blocks have a path to which after some of
-    the layers; below, shares of the possible pairs, a line a layer.
+    The first row has at most four panels of `draw_pattern`. The second row shows the pairs of blocks with a
+    path after some of the layers. The last row shows shares of the possible pairs, one line per layer.
 
     Args:
-        layouts: one for each layer; None for a dense one, which has no panel.
-        found: their reach.
-        title: written above.
+        layouts: one per layer; None for a dense layer, which has no panel.
+        reach: reach of these layers.
+        title: title of the figure.
 
     Returns:
-        A figure that belongs to no window.
+        A figure without a window.
 
     """
     from matplotlib.figure import Figure
 
     kept = [layout for layout in layouts if layout is not None]
-    panels = _panels(kept, many=True)[:_PANELS_A_ROW] if kept else []
-    # A single panel leaves room beside it.
-    shown = _some_layers(found.layers, _PANELS_A_ROW - (len(panels) == 1))
+    panels = _panels(kept, many=True)[:_PANELS_PER_ROW] if kept else []
+    # A single panel shares its row with those of reach.
+    shown = _some_layers(reach.layers, _PANELS_PER_ROW - (len(panels) == 1))
     above = len(panels) > 1
     figure = Figure(figsize=(12.4, 10.4 if above else 7.0), layout="constrained")
     if title:
@@ -87,29 +87,29 @@ def draw_reach(layouts: Sequence[BlockLayout | None], found: Reach, title: str =
     for layer in shown:
         ax = axes.pop(0)
         ax.imshow(
-            np.sqrt(found.raster(layer)),
+            np.sqrt(reach.raster(layer)),
             cmap=_colours("#7a2e0e"),
             vmin=0,
             vmax=1,
             interpolation="nearest",
-            extent=(0, found.blocks, found.blocks, 0),
+            extent=(0, reach.blocks, reach.blocks, 0),
         )
-        ax.set_title(f"after {_layers(layer)}: {found.share[layer]:.1%} reached", fontsize=9)
-        _label(ax, f"source, block of {found.block}", "token's block")
-    _draw_lines(parts[-1], found)
+        ax.set_title(f"after {_layers(layer)}: {reach.share[layer]:.1%} reached", fontsize=9)
+        _label(ax, f"source, block of {reach.block}", "token's block")
+    _draw_lines(parts[-1], reach)
     return figure
 
 
-def _draw_lines(part: Any, found: Reach) -> None:
-    """Shares by distance and by position, a line a layer."""
+def _draw_lines(part: Any, reach: Reach) -> None:
+    """Draw shares by distance and by position, one line per layer."""
     from matplotlib import colormaps
 
     by_distance, by_position = part.subplots(1, 2)
-    shown = _some_layers(found.layers, 8)
-    edges, shares = found.by_distance_bins()
-    # The middle of a bin on a logarithmic axis; distance 0 is a token itself.
+    shown = _some_layers(reach.layers, 8)
+    edges, shares = reach.by_distance_bins()
+    # Middles of the bins on a logarithmic axis; distance 0 is the token itself.
     middles = np.sqrt(edges[1:-1] * (edges[2:] - 1.0))
-    position = (np.arange(found.blocks) + 0.5) * found.block
+    position = (np.arange(reach.blocks) + 0.5) * reach.block
     for number, layer in enumerate(shown):
         style = {
             "color": colormaps["viridis"](0.9 * number / max(1, len(shown) - 1)),
@@ -117,7 +117,7 @@ def _draw_lines(part: Any, found: Reach) -> None:
             "linewidth": 1.4,
         }
         by_distance.plot(middles, 100 * shares[layer, 1:], marker=".", **style)
-        by_position.plot(position, 100 * found.by_position()[layer], **style)
+        by_position.plot(position, 100 * reach.by_position()[layer], **style)
     by_distance.set_xscale("log", base=2)
     for ax, name in (
         (by_distance, "distance in tokens"),
@@ -145,8 +145,8 @@ def _label(ax: Axes, x: str, y: str) -> None:
 
 
 def _row_of_axes(part: Any, wanted: int) -> list[Axes]:
-    """At least as many axes beside one another as keep panels from growing; what is too many stays blank."""
-    axes = list(np.atleast_1d(part.subplots(1, _PANELS_A_ROW)))
+    """Return axes in one row; unused ones stay blank, so that all panels have the same size."""
+    axes = list(np.atleast_1d(part.subplots(1, _PANELS_PER_ROW)))
     for ax in axes[wanted:]:
         ax.set_axis_off()
     return axes
@@ -163,7 +163,7 @@ def _colours(dark: str) -> Any:
 
 
 def _some_layers(layers: int, most: int) -> list[int]:
-    """At most so many of the layers 1 … ``layers``: the first ones close together, and the last."""
+    """Return at most ``most`` of the layers 1 … ``layers``: more of the first ones, and the last."""
     if layers <= most:
         return list(range(1, layers + 1))
     spread = np.unique(np.round(np.geomspace(1, layers, most)).astype(int)).tolist()
@@ -172,7 +172,7 @@ def _some_layers(layers: int, most: int) -> list[int]:
 
 
 def _panels(layouts: list[BlockLayout], many: bool) -> list[tuple[str, BlockLayout, int]]:
-    """Label, layout and head of each panel, in the order in which they first occur."""
+    """Return label, layout and head of each panel, in order of first occurrence."""
     if not layouts:
         raise ValueError("layouts must hold at least one BlockLayout, got none")
     layers: dict[BlockLayout, list[int]] = {}
@@ -180,9 +180,9 @@ def _panels(layouts: list[BlockLayout], many: bool) -> list[tuple[str, BlockLayo
         layers.setdefault(layout, []).append(number)
     panels = []
     for layout, numbers in layers.items():
-        of_heads = layout.head_layouts.tolist()
-        for distinct in dict.fromkeys(of_heads):
-            heads = [head for head, one in enumerate(of_heads) if one == distinct]
+        head_layouts = layout.head_layouts.tolist()
+        for distinct in dict.fromkeys(head_layouts):
+            heads = [head for head, one in enumerate(head_layouts) if one == distinct]
             parts = []
             if many and len(layers) > 1:
                 parts.append(("layer " if len(numbers) == 1 else "layers ") + ranges(numbers))
@@ -193,7 +193,7 @@ def _panels(layouts: list[BlockLayout], many: bool) -> list[tuple[str, BlockLayo
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Write ascending numbers with their runs drawn together: ``0–2, 5``."""
+    """Format ascending numbers with ranges for runs: ``0–2, 5``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

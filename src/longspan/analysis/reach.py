@@ -1,12 +1,13 @@
-"""Reach: which tokens have a path to which others after each layer, from block layouts alone.
+"""Reach: the pairs of tokens with a path between them after each layer, computed from block layouts.
 
-A layer hands each token what the tokens that it attends hold, and its residual keeps what it held. So after
-``n`` layers information of token ``j`` can be in token ``i`` if a path of at most ``n`` attended pairs
-leads from ``i`` to ``j``, at most one of each layer, in their order. Heads of one layer count as one: the
-output projection mixes them. Reach says what can be known, not what is learned.
+A layer passes to each token the information of the tokens that it attends, and the residual connection keeps
+what the token has. So after ``n`` layers token ``i`` can have information of token ``j`` if a path of at most
+``n`` attended pairs leads from ``i`` to ``j``, at most one per layer, in the order of the layers. Heads of
+one layer count together, since the output projection mixes them. Reach is an upper bound: what a model can
+use, not what it learns.
 
-The arithmetic is on blocks and exact to the token: a kept block off the diagonal joins all its pairs, one on
-the diagonal only those that causality allows. Sets of blocks are bits packed into 64-bit words, so that a
+The arithmetic works on blocks and is exact to the token: a kept block off the diagonal connects all its
+pairs, one on the diagonal only those that causality allows. Sets of blocks are bits in 64-bit words, so a
 layer costs ``kept blocks * blocks / 64`` operations.
 """
 
@@ -29,29 +30,28 @@ from longspan.analysis.connections import (
 from longspan.analysis.pair_counts import PairCounts, count_pairs, unpacked
 from longspan_kernels.layout import BlockLayout
 
-# Sources up to which every block is one: 4,096 blocks take a second or two.
+# The most blocks for which all are sources: 4,096 blocks take one or two seconds.
 MAX_SOURCES = 4096
-# Sources that are followed of more than that: shares are then known to a percent or two.
+# Size of the sample for more blocks: shares are then accurate to one or two percent.
 SAMPLE = 1024
-# Words that a gathered part of the rows may take, 8 bytes each.
-_PART = 1 << 22
+# The most words of 8 bytes that are gathered at once.
+_MAX_GATHERED_WORDS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What reaches what after 0 … ``layers`` layers.
+    """The pairs of blocks with a path after 0 … ``layers`` layers.
 
     Attributes:
-        seq_len: tokens of the sequence.
-        block: tokens a block: the largest into which the layouts' blocks can be cut.
-        causal: whether every layer is causal; a token may then be reached by itself and earlier ones alone,
-            else by all.
-        sources: the blocks whose spreading was followed, int64 ascending: all of them, or a random sample.
-        packed: for 0 … ``layers`` layers uint64 ``[blocks, words]``: bit ``s`` of row ``i`` is set where
+        seq_len: tokens in the sequence.
+        block: tokens per block: the largest common divisor of the blocks of the layouts.
+        causal: whether every layer is causal; only the token itself and earlier ones can then reach it.
+        sources: blocks whose information is followed, int64 ascending: all blocks, or a random sample.
+        packed: for 0 … ``layers`` layers uint64 ``[blocks, words]``: bit ``s`` of row ``i`` is set if
             every token of source ``s`` reaches every token of block ``i``.
-        diagonal: for 0 … ``layers`` layers int8 ``[blocks]``: which tokens of its own block reach a token
-            (ITSELF, EARLIER, WHOLE), where its bit does not say that all do.
-        goal: uint64 ``[blocks, words]``: the bits that can ever be set.
+        diagonal: for 0 … ``layers`` layers int8 ``[blocks]``: the tokens of the same block that reach
+            a token (ITSELF, EARLIER, WHOLE), if the bit is not set.
+        goal: uint64 ``[blocks, words]``: the bits that causality allows.
 
     """
 
@@ -80,7 +80,7 @@ class Reach:
 
     @cached_property
     def _counted(self) -> dict[int, tuple[np.ndarray, PairCounts]]:
-        """What was counted so far, by the identity of the state: layers that change nothing share one."""
+        """Cached counts, by the identity of the state: layers that change nothing share a state."""
         return {}
 
     def _count(self, layer: int) -> tuple[np.ndarray, PairCounts]:
@@ -91,12 +91,12 @@ class Reach:
 
     @cached_property
     def _possible(self) -> tuple[np.ndarray, PairCounts]:
-        own = np.full(self.blocks, EARLIER if self.causal else WHOLE, dtype=np.int8)
-        return count_pairs(self.seq_len, self.block, self.sources, self.goal, own)
+        diagonal = np.full(self.blocks, EARLIER if self.causal else WHOLE, dtype=np.int8)
+        return count_pairs(self.seq_len, self.block, self.sources, self.goal, diagonal)
 
     @property
     def reached_pairs(self) -> np.ndarray:
-        """Pairs of a token of the block and one of a source that reaches it: int64 ``[layers + 1, blocks]``.
+        """Number of pairs of a token of a block and a token that reaches it: int64 ``[layers + 1, blocks]``.
 
         A token reaches itself.
         """
@@ -104,15 +104,15 @@ class Reach:
 
     @property
     def possible_pairs(self) -> np.ndarray:
-        """The same of all pairs that causality allows: int64 ``[blocks]``."""
+        """Number of pairs that causality allows: int64 ``[blocks]``."""
         return self._possible[0]
 
     def pairs_by_distance(self, layer: int = -1) -> np.ndarray:
-        """Pairs of tokens reached after ``layer`` layers, at each distance in tokens: int64 ``[seq_len]``."""
+        """Return the number of pairs reached after ``layer`` layers at each distance: int64 ``[seq_len]``."""
         return self._count(layer)[1].by_distance()
 
     def possible_by_distance(self) -> np.ndarray:
-        """The same of all pairs that causality allows: int64 ``[seq_len]``."""
+        """Return the number of pairs that causality allows at each distance: int64 ``[seq_len]``."""
         return self._possible[1].by_distance()
 
     @property
@@ -122,36 +122,36 @@ class Reach:
 
     @property
     def all_pairs(self) -> int:
-        """Pairs of tokens that causality allows, each token with itself included."""
+        """Number of pairs that causality allows, including each token with itself."""
         return self.seq_len * (self.seq_len + 1) // 2 if self.causal else self.seq_len**2
 
     @property
     def unreachable_pairs(self) -> int:
-        """Possible pairs of tokens without a path after the last layer; of a sample, the estimate."""
+        """Number of allowed pairs without a path after the last layer; an estimate if sampled."""
         missing = int(self.possible_pairs.sum() - self._count(-1)[0].sum())
         return round(self.all_pairs * missing / int(self.possible_pairs.sum())) if self.sampled else missing
 
     def by_position(self) -> np.ndarray:
-        """Share of the possible sources that reach a token, by its block: float64 ``[layers + 1, blocks]``.
+        """Return the share of the allowed sources that reach each block: float64 ``[layers + 1, blocks]``.
 
-        The mean over the block's tokens, each weighed by how many sources it may have. NaN where the sample
-        holds no possible source.
+        The mean over the tokens of the block, weighted by the number of allowed sources. NaN if the sample
+        has no allowed source.
         """
         return _share(self.reached_pairs, self.possible_pairs)
 
     def by_distance(self, layer: int = -1) -> np.ndarray:
-        """Share of the pairs at each distance that are reached after ``layer`` layers: float64 ``[seq_len]``.
+        """Return the share of pairs at each distance reached after ``layer`` layers: float64 ``[seq_len]``.
 
         Distance is in tokens; without causality both directions count. NaN where the sample has no pair.
         """
         return _share(self.pairs_by_distance(layer), self.possible_by_distance())
 
     def by_distance_bins(self, edges: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Share of the pairs reached after each layer, in bins of distances.
+        """Return the share of pairs reached after each layer, in bins of distance.
 
         Args:
-            edges: ascending distances in tokens, the first of each bin and, last, the first beyond; None: 0,
-                1, 2, 4, … and the length.
+            edges: ascending distances in tokens: the start of each bin, and the end of the last one; None for
+                0, 1, 2, 4, … and the length.
 
         Returns:
             The edges, int64 ``[bins + 1]``, and the shares, float64 ``[layers + 1, bins]``.
@@ -174,7 +174,7 @@ class Reach:
         return places, _share(np.stack(reached), possible)
 
     def reaches(self, source: int, token: int, layer: int = -1) -> bool:
-        """Whether token ``source`` has a path to ``token`` after ``layer`` layers.
+        """Return whether token ``source`` has a path to ``token`` after ``layer`` layers.
 
         Raises:
             ValueError: a position is out of range, or the source's block is not in the sample.
@@ -194,17 +194,17 @@ class Reach:
         return source == token or (int(self.diagonal[layer][to_block]) >= EARLIER and source <= token)
 
     def raster(self, layer: int = -1, cells: int = 256) -> np.ndarray:
-        """Share of the pairs of blocks with a path after ``layer`` layers, in cells of a picture.
+        """Return the share of block pairs with a path after ``layer`` layers, in the cells of a picture.
 
-        A row is a token's block, a column a source's. A pair of blocks counts where all its tokens are
-        joined, a block with itself always.
+        Rows are blocks of tokens, columns blocks of sources. A pair of blocks counts if all its tokens are
+        connected; a block and itself always count.
 
         Args:
-            layer: after how many layers.
-            cells: cells a side at the most.
+            layer: number of layers.
+            cells: largest number of cells per side.
 
         Returns:
-            float64 ``[side, side]``; NaN where a cell holds no source.
+            float64 ``[side, side]``; NaN where a cell has no source.
 
         """
         side = min(cells, self.blocks)
@@ -220,20 +220,20 @@ class Reach:
         return _share(joined, rows[:, None] * columns)
 
     def unreachable_examples(self, limit: int = 5) -> list[tuple[int, int]]:
-        """Pairs ``(source, token)`` of different blocks without a path, the last tokens first.
+        """Return pairs ``(source, token)`` of different blocks without a path, the last tokens first.
 
-        Each is of another pair of blocks: from the source's the first token, from the other the last.
+        Each is from another pair of blocks: the first token of the source block and the last of the other.
         """
-        found: list[tuple[int, int]] = []
+        examples: list[tuple[int, int]] = []
         for row in range(self.blocks - 1, -1, -1):
             joined = unpacked(self.packed[-1][row], self.sources.size)
             allowed = self.sources < row if self.causal else self.sources != row
-            missing = self.sources[allowed & ~joined][: limit - len(found)]
+            missing = self.sources[allowed & ~joined][: limit - len(examples)]
             token = min((row + 1) * self.block, self.seq_len) - 1
-            found += [(int(source) * self.block, token) for source in missing]
-            if len(found) >= limit:
+            examples += [(int(source) * self.block, token) for source in missing]
+            if len(examples) >= limit:
                 break
-        return found
+        return examples
 
 
 def reach(
@@ -245,25 +245,25 @@ def reach(
     sample: int = SAMPLE,
     seed: int = 0,
 ) -> Reach:
-    """Follow the paths of information through the layers of a model.
+    """Compute the reach of the layers of a model.
 
-    Exact where the sequence has at most ``max_sources`` blocks. Beyond, the spreading of ``sample`` blocks
-    drawn at random is followed, through all layers and to every token: shares are then unbiased estimates. A
-    window of the model's own, beside the layouts (ModernBERT's local layers), is not known here, so that such
-    a model reaches less.
+    The result is exact if the sequence has at most ``max_sources`` blocks. For more blocks, the information
+    of ``sample`` random blocks is followed through all layers to every token, and shares are unbiased
+    estimates. Sliding windows of the architecture in addition to the layouts (the local layers of ModernBERT)
+    are not counted, so such a model reaches less.
 
     Args:
-        layouts: one for each layer, the lowest first, of any block sizes; None: a dense layer.
-        seq_len: tokens of the sequence; the last blocks may be short.
-        causal: whether the layers are causal to the token, as those of a causal model are whatever their
-            layouts say; None: each as its layout says.
-        max_sources: blocks up to which all are followed.
-        sample: how many are followed of more than that.
-        seed: of the sample.
+        layouts: one per layer, the lowest first, of any block sizes; None for a dense layer.
+        seq_len: tokens in the sequence; the last blocks may be short.
+        causal: whether the layers are causal to the token, as in a causal model with any layouts; None if
+            each layer follows its layout.
+        max_sources: largest number of blocks that are all followed.
+        sample: number of followed blocks otherwise.
+        seed: seed of the sample.
 
     Raises:
-        ValueError: no layout, a layout of another length, a number under 1, or a dense layer where nothing
-            says whether it is causal.
+        ValueError: there is no layout, a layout has another length, a number is below 1, or all layers are
+            dense and ``causal`` is None.
 
     """
     if not layouts:
@@ -274,30 +274,34 @@ def reach(
     if causal is None and all(layout is None for layout in layouts):
         raise ValueError("causal must be True or False where every layer is dense, got None")
     block = common_block(layouts)
-    said = [layout.causal for layout in layouts if layout is not None]
+    layouts_causal = [layout.causal for layout in layouts if layout is not None]
     distinct: dict[BlockLayout | None, Connections] = {}
     for layout in layouts:
         if layout not in distinct:
-            # A dense layer beside others is causal if they are.
-            own = causal if causal is not None else (layout.causal if layout is not None else all(said))
-            distinct[layout] = connections(layout, seq_len, block, own)
+            # A dense layer among others is causal if they are.
+            layer_causal = (
+                causal
+                if causal is not None
+                else (layout.causal if layout is not None else all(layouts_causal))
+            )
+            distinct[layout] = connections(layout, seq_len, block, layer_causal)
     layers = [distinct[layout] for layout in layouts]
     every_causal = all(layer.causal for layer in layers)
     blocks = layers[0].blocks
     sources = np.arange(blocks)
     if blocks > max_sources:
         sources = np.sort(np.random.default_rng(seed).choice(blocks, min(sample, blocks), replace=False))
-    own_bit = _one_bit(blocks, sources)
-    # What a row can hold at the most: the sources before it, or all.
+    diagonal_bit = _one_bit(blocks, sources)
+    # The most sources that can reach a row: those before it, or all.
     most = np.searchsorted(sources, np.arange(blocks)) if every_causal else np.full(blocks, sources.size)
-    goal = _low_bits(most, own_bit.shape[1])
-    states = [(np.zeros_like(own_bit), np.full(blocks, ITSELF, dtype=np.int8))]
+    goal = _low_bits(most, diagonal_bit.shape[1])
+    states = [(np.zeros_like(diagonal_bit), np.full(blocks, ITSELF, dtype=np.int8))]
     for number, layer in enumerate(layers):
         if number > 1 and layer is layers[number - 1] and states[-1] is states[-2]:
-            # The same layer changed nothing before.
+            # The same layer changed nothing before, so it changes nothing now.
             state = states[-1]
         else:
-            state = _step(*states[-1], layer, own_bit, goal)
+            state = _step(*states[-1], layer, diagonal_bit, goal)
         if all(np.array_equal(now, before) for now, before in zip(state, states[-1], strict=True)):
             state = states[-1]
         states.append(state)
@@ -307,7 +311,7 @@ def reach(
         every_causal,
         sources,
         tuple(bits for bits, _ in states),
-        tuple(own for _, own in states),
+        tuple(diagonal for _, diagonal in states),
         goal,
     )
 
@@ -316,35 +320,35 @@ def _step(
     packed: np.ndarray,
     diagonal: np.ndarray,
     layer: Connections,
-    own_bit: np.ndarray,
+    diagonal_bit: np.ndarray,
     goal: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let one layer read. The bit of a row's own block means that all its tokens reach one another."""
+    """Apply one layer. The bit of a row's diagonal block means that all its tokens reach each other."""
     packed = packed.copy()
     if layer.complete:
         if layer.causal:
-            _read_all_earlier(packed, own_bit)
+            _read_all_earlier(packed, diagonal_bit)
         else:
             packed[:] = goal
     else:
-        _read_columns(packed, layer, own_bit, goal)
+        _read_columns(packed, layer, diagonal_bit, goal)
         whole = layer.diagonal == WHOLE
-        packed[whole] |= own_bit[whole]
+        packed[whole] |= diagonal_bit[whole]
     return packed, np.maximum(diagonal, layer.diagonal)
 
 
-def _read_all_earlier(packed: np.ndarray, own_bit: np.ndarray) -> None:
-    """Each row takes over what every earlier row holds, and those rows themselves."""
-    earlier = np.bitwise_or.accumulate(packed | own_bit, axis=0)
+def _read_all_earlier(packed: np.ndarray, diagonal_bit: np.ndarray) -> None:
+    """Add to each row every earlier row and the sources of these rows."""
+    earlier = np.bitwise_or.accumulate(packed | diagonal_bit, axis=0)
     packed[1:] |= earlier[:-1]
 
 
-def _read_columns(packed: np.ndarray, layer: Connections, own_bit: np.ndarray, goal: np.ndarray) -> None:
+def _read_columns(packed: np.ndarray, layer: Connections, diagonal_bit: np.ndarray, goal: np.ndarray) -> None:
     kept = np.diff(layer.offsets)
-    # Rows that hold all they ever can need not be read again.
+    # Rows that have reached their goal are skipped.
     rows = np.flatnonzero((kept > 0) & (packed != goal).any(1))
-    held = packed | own_bit
-    budget = max(1, _PART // packed.shape[1])
+    readable = packed | diagonal_bit
+    budget = max(1, _MAX_GATHERED_WORDS // packed.shape[1])
     parts = np.searchsorted(kept[rows].cumsum(), np.arange(budget, kept[rows].sum(), budget))
     for part in np.split(rows, np.unique(parts)):
         if not part.size:
@@ -352,11 +356,11 @@ def _read_columns(packed: np.ndarray, layer: Connections, own_bit: np.ndarray, g
         sizes = kept[part]
         starts = sizes.cumsum() - sizes
         places = np.repeat(layer.offsets[part] - starts, sizes) + np.arange(sizes.sum())
-        packed[part] |= np.bitwise_or.reduceat(held[layer.columns[places]], starts, axis=0)
+        packed[part] |= np.bitwise_or.reduceat(readable[layer.columns[places]], starts, axis=0)
 
 
 def _one_bit(blocks: int, sources: np.ndarray) -> np.ndarray:
-    """A bit for each source, set in the source's own row alone: uint64 ``[blocks, words]``."""
+    """Return one bit per source, set only in the row of the source: uint64 ``[blocks, words]``."""
     bits = np.zeros((blocks, -(-sources.size // 64)), dtype=np.uint64)
     number = np.arange(sources.size, dtype=np.uint64)
     bits[sources, number // 64] = np.uint64(1) << number % 64
@@ -364,7 +368,7 @@ def _one_bit(blocks: int, sources: np.ndarray) -> np.ndarray:
 
 
 def _low_bits(counts: np.ndarray, words: int) -> np.ndarray:
-    """Rows of bits of which the first ``counts[row]`` are set: uint64 ``[rows, words]``."""
+    """Return rows of bits with the first ``counts[row]`` set: uint64 ``[rows, words]``."""
     in_word = np.clip(counts[:, None] - 64 * np.arange(words), 0, 64).astype(np.uint64)
     # A shift by 64 is not defined.
     low = (np.uint64(1) << np.minimum(in_word, 63)) - np.uint64(1)

@@ -1,4 +1,4 @@
-"""The rows of a layout: how many blocks each attends, which attend nothing, and how far they look."""
+"""Statistics of the rows of a layout: kept blocks, empty rows and attention distance."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from longspan_kernels.layout import BlockLayout
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What the rows of a layout keep, those of all heads together.
+    """Statistics of the rows of a layout, over all heads.
 
     Attributes:
-        minimum: kept blocks of the row that has the fewest; under causality those above the diagonal are not
-            attended and do not count.
-        median: of the row in the middle.
-        maximum: of the row that has the most.
-        empty: rows that keep no block: their queries attend nothing, and their context is zero.
-        rows: rows of all heads.
-        kept_pairs: pairs of a query and a key that are attended, all heads.
-        all_pairs: the same if every block were kept.
-        mean_distance: mean distance of those pairs in tokens, ``|query - key|``; NaN without any.
-        all_mean_distance: the same if every block were kept.
+        minimum: smallest number of kept blocks of a row; with causality, blocks above the diagonal do not
+            count.
+        median: median number of kept blocks.
+        maximum: largest number of kept blocks.
+        empty: number of rows that keep no block: their queries attend nothing, and their context is zero.
+        rows: number of rows of all heads.
+        kept_pairs: number of attended query-key pairs of all heads.
+        all_pairs: number of pairs if every block were kept.
+        mean_distance: mean distance ``|query - key|`` of the attended pairs in tokens; NaN without any.
+        all_mean_distance: mean distance if every block were kept.
 
     """
 
@@ -41,20 +41,20 @@ class RowStatistics:
 
     @property
     def pair_density(self) -> float:
-        """Attended pairs of tokens over all that causality allows: also the share of attention's FLOPs."""
+        """Attended pairs divided by all allowed pairs: also the share of the FLOPs of attention."""
         return self.kept_pairs / self.all_pairs
 
 
 def row_statistics(layout: BlockLayout, seq_len: int, causal: bool | None = None) -> RowStatistics:
-    """Describe the rows of a layout.
+    """Compute the statistics of the rows of a layout.
 
     Args:
-        layout: of all queries and keys.
-        seq_len: tokens of the sequence.
-        causal: whether attention is causal to the token; None: as the layout says.
+        layout: layout of all queries and keys.
+        seq_len: tokens in the sequence.
+        causal: whether attention is causal to the token; None for that of the layout.
 
     Raises:
-        ValueError: the layout is of another length.
+        ValueError: the layout has another length.
 
     """
     check_square(layout, seq_len)
@@ -77,7 +77,7 @@ def row_statistics(layout: BlockLayout, seq_len: int, causal: bool | None = None
 
 
 def row_counts(layout: BlockLayout, number: int, causal: bool) -> np.ndarray:
-    """Blocks that each row of one of the distinct layouts attends: int64 ``[blocks]``."""
+    """Return the number of attended blocks per row of one distinct layout: int64 ``[blocks]``."""
     offsets, columns = rows_of_layout(layout, number)
     if not causal:
         return np.diff(offsets)
@@ -87,5 +87,5 @@ def row_counts(layout: BlockLayout, number: int, causal: bool) -> np.ndarray:
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     total = int(weights.sum())
-    # In float64: a million tokens have sums beyond 63 bits.
+    # In float64, since sums for a million tokens exceed 63 bits.
     return float(values.astype(np.float64) @ weights.astype(np.float64) / total) if total else float("nan")

@@ -1,4 +1,4 @@
-"""What a run should be told before it starts: what its patterns leave out, and where they do not pay."""
+"""Warnings at the start of a run: patterns that miss pairs of tokens, or are slower than dense attention."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ from longspan.sparsity import SparsityConfig
 from longspan_kernels.architecture import Architecture, architecture_of
 from longspan_kernels.layout import BlockLayout
 
-# A sample is enough for a sentence, and no run waits for it.
+# Sources that are followed: enough for a warning, in little time.
 _SOURCES = 1024
-# Layouts beyond this many bytes (some sixteen million kept blocks) are not looked at: a warning costs a run
-# neither minutes nor its memory.
+# Larger layouts (about sixteen million kept blocks) are not checked, which would take minutes and memory.
 _MOST_BYTES = 1 << 26
 
 
 def warn_at_start(model: nn.Module, seq_len: int, device: torch.device, precision: str) -> None:
-    """Warn, a sentence each, of what `start_warnings` finds in a model that was made sparse.
+    """Issue the warnings of `start_warnings` for a sparse model.
 
     Args:
-        model: a Hugging Face model whose layers have their patterns.
-        seq_len: tokens of a sequence.
-        device: what it will run on.
-        precision: of the arithmetic, as Lightning names it.
+        model: a Hugging Face model that `sparsify` has changed.
+        seq_len: tokens in a sequence.
+        device: device of the run.
+        precision: precision of the arithmetic, in Lightning's names.
 
     """
     layers: list[Any] = self_attention_layers(model)
     config = layers[0].config
     patterns: list[SparsityConfig | None] = [attention_of(layer).sparsity_config for layer in layers]
     if config.model_type == "albert":
-        patterns = of_albert(patterns, config)
+        patterns = expand_albert_patterns(patterns, config)
     causal = all(layer.is_causal and getattr(config, "is_causal", True) for layer in layers)
     measured = device.type == "cuda" and "16" in precision
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -54,8 +53,8 @@ def warn_at_start(model: nn.Module, seq_len: int, device: torch.device, precisio
         warnings.warn(sentence, stacklevel=2)
 
 
-def of_albert(patterns: Sequence[Any], config: Any) -> list[Any]:
-    """The pattern of each layer that ALBERT runs, in that order, of one for each set of weights."""
+def expand_albert_patterns(patterns: Sequence[Any], config: Any) -> list[Any]:
+    """Return the pattern of each layer that ALBERT runs, given one per set of weights."""
     inner = config.inner_group_num
     per_group = config.num_hidden_layers / config.num_hidden_groups
     groups = [int(number / per_group) for number in range(config.num_hidden_layers)]
@@ -69,26 +68,26 @@ def start_warnings(
     causal: bool | None = None,
     head_dim: int | None = None,
     architecture: Architecture | None = None,
-    found: Reach | None = None,
+    known_reach: Reach | None = None,
 ) -> list[str]:
-    """Say, a sentence each, what is amiss with the patterns of a model's layers; nothing where all is right.
+    """Return one sentence per problem of the patterns of the layers of a model.
 
-    Rows of blocks that attend nothing; pairs of tokens without a path between them after all layers; patterns
-    so dense that dense attention is faster, by measured times alone: nothing is said of a device, block or
-    head dimension that was not measured, nor of the pattern ``dense``, which is chosen knowingly. Nor of
-    layouts of more than some sixteen million kept blocks, to look at which would take long.
+    The problems are rows of blocks that attend nothing, pairs of tokens without a path between them after all
+    layers, and patterns so dense that dense attention is faster. The last one uses only measured times: there
+    is no warning for devices, blocks or head dimensions that were not measured, nor for the pattern
+    ``dense``. Layouts of more than about sixteen million kept blocks are not checked.
 
     Args:
-        patterns: one for each layer, the lowest first; None for a dense layer.
-        seq_len: tokens of a sequence. A layer whose pattern is not defined for it attends densely.
-        causal: whether the layers are causal to the token; None: each as its pattern says.
+        patterns: one per layer, the lowest first; None for a dense layer.
+        seq_len: tokens in a sequence. A layer whose pattern is not defined for it attends densely.
+        causal: whether the layers are causal to the token; None if each layer follows its pattern.
         head_dim: dimension of a head.
-        architecture: of the GPU, as `architecture_of` names it, where the arithmetic is in 16 bits;
-            None for everything else.
-        found: the reach of these layers, where it is known already.
+        architecture: architecture of the GPU, from `architecture_of`, for arithmetic in 16 bits; None for
+            anything else.
+        known_reach: the reach of these layers, if it is known already.
 
     Raises:
-        ValueError: no layer, or a length that a pattern refuses.
+        ValueError: there is no layer, or a length is invalid.
 
     """
     patterns = [one if one is not None and one.defined_for(seq_len) else None for one in patterns]
@@ -105,47 +104,47 @@ def start_warnings(
             *_dense_is_faster(pattern, where, layout, seq_len, causal, head_dim, architecture),
         ]
     if any(layout is not None for layout in layouts):
-        if found is None:
-            found = reach(layouts, seq_len, causal, max_sources=_SOURCES, sample=_SOURCES)
-        sentences += _unreachable(patterns, found)
+        if known_reach is None:
+            known_reach = reach(layouts, seq_len, causal, max_sources=_SOURCES, sample=_SOURCES)
+        sentences += _unreachable(patterns, known_reach)
     return sentences
 
 
 def _empty_rows(where: str, layout: BlockLayout, causal: bool | None) -> list[str]:
     causal = layout.causal if causal is None else causal
     empty = {number: row_counts(layout, number, causal) == 0 for number in range(layout.layouts)}
-    of_heads = [empty[int(number)] for number in layout.head_layouts]
-    total = sum(int(rows.sum()) for rows in of_heads)
+    empty_rows = [empty[int(number)] for number in layout.head_layouts]
+    total = sum(int(rows.sum()) for rows in empty_rows)
     if not total:
         return []
-    head = next(number for number, rows in enumerate(of_heads) if rows.any())
-    row = int(np.flatnonzero(of_heads[head])[0])
+    head = next(number for number, rows in enumerate(empty_rows) if rows.any())
+    row = int(np.flatnonzero(empty_rows[head])[0])
     return [
         f"{where}: {total:,} of {layout.heads * layout.q_blocks:,} rows of blocks attend nothing, the first "
         f"of them in head {head} from token {row * layout.block:,} on: the head gives zero there"
     ]
 
 
-def _unreachable(patterns: Sequence[SparsityConfig | None], found: Reach) -> list[str]:
-    missing = found.unreachable_pairs
+def _unreachable(patterns: Sequence[SparsityConfig | None], reached: Reach) -> list[str]:
+    missing = reached.unreachable_pairs
     if not missing:
         return []
     names = ", ".join(dict.fromkeys("dense" if one is None else one.name for one in patterns))
-    joined = found.by_distance()
+    joined = reached.by_distance()
     gap = int(np.flatnonzero(joined < 1)[0])
-    followed = "followed " if found.sampled else ""
+    followed = "followed " if reached.sampled else ""
     near = f"all {followed}pairs up to {gap - 1:,} tokens apart have one"
     if gap == 1:
         near = "not even all neighbours have one"
-    examples = found.unreachable_examples(1)
+    examples = reached.unreachable_examples(1)
     example = "".join(f", so that nothing of token {a:,} can reach token {b:,}" for a, b in examples)
-    which = "a token and an earlier one" if found.causal else "tokens"
-    about = "about " if found.sampled else ""
-    layers = f"{found.layers} {'layer' if found.layers == 1 else 'layers'}"
+    which = "a token and an earlier one" if reached.causal else "tokens"
+    about = "about " if reached.sampled else ""
+    layers = f"{reached.layers} {'layer' if reached.layers == 1 else 'layers'}"
     return [
-        f"{names}: {about}{missing / found.all_pairs:.1%} of the pairs of {which} have no path between them "
-        f"in {layers} ({missing:,} of {found.all_pairs:,} at {found.seq_len:,} tokens){example}; {near}. "
-        "More layers or more kept blocks make paths"
+        f"{names}: {about}{missing / reached.all_pairs:.1%} of the pairs of {which} have no path between "
+        f"them in {layers} ({missing:,} of {reached.all_pairs:,} at {reached.seq_len:,} tokens){example}; "
+        f"{near}. More layers or more kept blocks make paths"
     ]
 
 

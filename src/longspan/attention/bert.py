@@ -1,4 +1,7 @@
-"""BertSparseSelfAttention: the self-attention of a BERT layer under a pattern."""
+"""BertSparseSelfAttention: the self-attention of a BERT layer with a sparsity pattern.
+
+Shapes in this file: B batch, H heads, L tokens, D head dimension, W hidden size, ``H * D``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from longspan.attention.sparse_self_attention import SparseSelfAttention
 if TYPE_CHECKING:
     from longspan.sparsity import SparsityConfig
 
-# What a BERT layer may hand to its self-attention that changes the result, and that is not served.
+# Arguments of BERT layers that change the result and are not supported.
 _REFUSED = (
     "head_mask",
     "encoder_hidden_states",
@@ -25,18 +28,18 @@ _REFUSED = (
 
 
 class BertSparseSelfAttention(nn.Module):
-    """Query, key and value projections of a BERT layer around `SparseSelfAttention`.
+    """The projections of a BERT layer with `SparseSelfAttention`.
 
-    The projections are named as in Hugging Face's ``BertSelfAttention`` (``query``, ``key``, ``value``), so
-    its weights load as they are.
+    The projections have the names of Hugging Face's ``BertSelfAttention`` (``query``, ``key``, ``value``), so
+    its weights load without changes.
 
     Args:
-        config: has ``hidden_size``, ``num_attention_heads`` and ``attention_probs_dropout_prob`` (the dropout
-            of attention weights in training), as a Hugging Face ``BertConfig``.
-        sparsity_config: the pattern, of as many heads.
+        config: a Hugging Face ``BertConfig``, or an object with its ``hidden_size``, ``num_attention_heads``
+            and ``attention_probs_dropout_prob`` (dropout of attention weights in training).
+        sparsity_config: the pattern, with the same number of heads.
 
     Raises:
-        ValueError: the hidden size is no multiple of the number of heads, or the pattern has another number.
+        ValueError: the hidden size is not a multiple of the number of heads, or the pattern has other heads.
 
     """
 
@@ -69,21 +72,20 @@ class BertSparseSelfAttention(nn.Module):
         document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Attend.
+        """Compute the self-attention of a batch.
 
         Args:
-            hidden_states: ``[batch, length, hidden_size]``, any length.
-            attention_mask: ``[batch, length]`` or ``[batch, 1, 1, length]``: bool or integers, nonzero where
-                a token may be attended, or floating point, added to the scores; or ``[batch or 1, heads or 1,
-                length, length]``, likewise.
-            document_ids: integers ``[batch, length]``; attention stays between equal numbers.
-            kwargs: what Hugging Face's layers hand on beside these. What would change the result is refused.
+            hidden_states: ``[B, L, W]``.
+            attention_mask: ``[B, L]`` or ``[B, 1, 1, L]``, or ``[B or 1, H or 1, L, L]``: bool or integers,
+                nonzero where a token may be attended, or floating point, added to the scores.
+            document_ids: integers ``[B, L]``; a token attends only tokens with its number.
+            kwargs: other arguments of Hugging Face's layers; those that would change the result are refused.
 
         Returns:
-            The context ``[batch, length, hidden_size]``, and None for the weights, which are never stored.
+            The context ``[B, L, W]``, and None for the attention weights, which are never stored.
 
         Raises:
-            ValueError: an argument that would change the result and is not served here.
+            ValueError: an argument would change the result and is not supported.
 
         """
         for name in _REFUSED:
@@ -103,12 +105,11 @@ class BertSparseSelfAttention(nn.Module):
                 masks["bias"] = attention_mask
             else:
                 masks["attn_mask"] = attention_mask
-        context = self.sparse_self_attention(
-            *(self._heads(projection(hidden_states)) for projection in (self.query, self.key, self.value)),
-            document_ids=document_ids,
-            **masks,
+        q_BHLD, k_BHLD, v_BHLD = (
+            self._split_heads(projection(hidden_states)) for projection in (self.query, self.key, self.value)
         )
-        return context.transpose(1, 2).flatten(2), None
+        context_BHLD = self.sparse_self_attention(q_BHLD, k_BHLD, v_BHLD, document_ids=document_ids, **masks)
+        return context_BHLD.transpose(1, 2).flatten(2), None
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+    def _split_heads(self, x_BLW: Tensor) -> Tensor:
+        return x_BLW.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)

@@ -1,4 +1,8 @@
-"""SparseSelfAttention: queries, keys and values in, context out, under a pattern."""
+"""SparseSelfAttention: attention with a sparsity pattern.
+
+Shapes in this file: B batch, H query heads, K key and value heads, L queries, M keys, D head dimension, E
+dimension of a value.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +23,26 @@ _MODES = ("add", "mul")
 
 
 class SparseSelfAttention(nn.Module):
-    """Attention under a sparsity pattern; no parameters, nothing in the state dict.
+    """Attention with a sparsity pattern, without parameters and without entries in the state dict.
 
-    A sequence of fewer blocks than the pattern is defined for (BigBird's three numbers, Variable's random
-    blocks) is attended densely, with a warning: a model reads short texts too.
+    A sequence with too few blocks for the pattern (BigBird's three numbers, Variable's random blocks) is
+    attended densely, with a warning, since models also read short texts.
 
-    Takes what DeepSpeed's module of this name takes, and more. Any length, lengths of queries and keys that
-    differ (the last query meets the last key), grouped key and value heads.
+    The arguments include those of DeepSpeed's module of this name. Lengths are arbitrary, queries and keys
+    may differ in length (the last query is at the position of the last key), and key and value heads may be
+    grouped.
 
     Args:
         sparsity_config: the pattern.
-        key_padding_mask_mode: what numbers in ``key_padding_mask`` mean: "add", they are added to the scores;
-            "mul", 0 masks the key and any other number keeps it.
-        attn_mask_mode: the same for ``attn_mask``.
-        max_seq_length: accepted as the original's argument; there is no limit.
+        key_padding_mask_mode: meaning of numbers in ``key_padding_mask``: with "add" they are added to the
+            scores; with "mul" 0 masks the key and any other number keeps it.
+        attn_mask_mode: meaning of numbers in ``attn_mask``, likewise.
+        max_seq_length: unused; accepted for compatibility with DeepSpeed.
         dropout_p: probability of dropping an attention weight in training.
-        backend: see `longspan.block_sparse_attention`.
+        backend: backend of `longspan.block_sparse_attention`.
 
     Raises:
-        ValueError: a mode that does not exist.
+        ValueError: a mode is unknown, or ``dropout_p`` is out of range.
 
     """
 
@@ -83,32 +88,32 @@ class SparseSelfAttention(nn.Module):
         window: tuple[int | None, int | None] | None = None,
         dropout_p: float | None = None,
     ) -> Tensor:
-        """Attend: softmax of ``query key^T scale + rpe + masks`` over the pattern's blocks, times the values.
+        """Compute softmax of ``query key^T scale + rpe + masks`` over the kept blocks, times the values.
 
         Args:
-            query: ``[batch, heads, q_len, dim]``, as many heads as the pattern's.
-            key: ``[batch, kv_heads, k_len, dim]``.
-            value: ``[batch, kv_heads, k_len, v_dim]``.
-            rpe: relative position bias, broadcasts to ``[batch, heads, q_len, k_len]``; added, with gradient.
-            key_padding_mask: ``[batch, k_len]``, or ``[batch, 1, 1, k_len]`` as in Hugging Face models;
-                numbers are read by ``key_padding_mask_mode``, bool says True where a key may be attended in
-                either mode.
-            attn_mask: broadcasts to ``[batch, heads, q_len, k_len]``, usually ``[q_len, k_len]``; numbers are
-                read by ``attn_mask_mode``, bool says True where a key may be attended in either mode.
-            causal: None: as the pattern says; True or False overrides it.
-            scale: factor of the scores, ``dim ** -0.5`` if None.
-            bias: another name of ``rpe``; one of the two may be given.
-            document_ids: integers ``[batch, k_len]``; attention stays between equal numbers.
-            relative_bias: `longspan.T5Buckets` or `longspan.Alibi`: a bias by distance alone.
-            window: ``(left, right)`` tokens that a query sees on either side, each None for no bound.
-            dropout_p: the probability for this call, in training or not; None: the module's own in training,
-                0 otherwise.
+            query: ``[B, H, L, D]``, with the heads of the pattern.
+            key: ``[B, K, M, D]``, ``H`` a multiple of ``K``.
+            value: ``[B, K, M, E]``.
+            rpe: relative position bias, broadcasts to ``[B, H, L, M]``; added to the scores, with gradient.
+            key_padding_mask: ``[B, M]``, or ``[B, 1, 1, M]`` as in Hugging Face models. In bool masks True
+                means that a key may be attended; numbers follow ``key_padding_mask_mode``.
+            attn_mask: broadcasts to ``[B, H, L, M]``, usually ``[L, M]``. In bool masks True means that a key
+                may be attended; numbers follow ``attn_mask_mode``.
+            causal: whether attention is causal to the token; None for the direction of the pattern.
+            scale: factor of the scores; None for ``D ** -0.5``.
+            bias: another name of ``rpe``; only one of the two may be given.
+            document_ids: integers ``[B, M]``; a query attends only keys with its number.
+            relative_bias: `longspan.T5Buckets` or `longspan.Alibi`: a bias that depends only on the distance.
+            window: ``(left, right)``, the number of tokens that a query attends on either side, None for no
+                bound.
+            dropout_p: dropout probability of this call, in training or not; None for that of the module in
+                training and 0 otherwise.
 
         Returns:
-            The context ``[batch, heads, q_len, v_dim]``.
+            The context ``[B, H, L, E]``.
 
         Raises:
-            ValueError: arguments that do not fit one another, as `longspan.block_sparse_attention` says.
+            ValueError: arguments do not fit together; see `longspan.block_sparse_attention`.
 
         """
         if rpe is not None and bias is not None:
@@ -120,10 +125,11 @@ class SparseSelfAttention(nn.Module):
             )
         if key_padding_mask is not None:
             key_padding_mask = _per_key(
-                "key_padding_mask", _read("key_padding_mask", key_padding_mask, self.key_padding_mask_mode)
+                "key_padding_mask",
+                _convert_mask("key_padding_mask", key_padding_mask, self.key_padding_mask_mode),
             )
         if attn_mask is not None:
-            attn_mask = _read("attn_mask", attn_mask, self.attn_mask_mode)
+            attn_mask = _convert_mask("attn_mask", attn_mask, self.attn_mask_mode)
         if dropout_p is None:
             dropout_p = self.dropout_p if self.training else 0.0
         return block_sparse_attention(
@@ -144,14 +150,15 @@ class SparseSelfAttention(nn.Module):
         )
 
     def _layout(self, k_len: int, q_len: int) -> BlockLayout | LayoutHandle:
-        """Ask the pattern, which keeps its layouts."""
+        """Return the layout of the pattern, or a handle that is constant in a compiled graph."""
         if torch.compiler.is_compiling():
             parts = _constant(self.sparsity_config)
             return LayoutHandle(*_pinned(parts, _constant(k_len), _constant(q_len)))
         if not self.sparsity_config.defined_for(k_len):
             pattern = self.sparsity_config
             warnings.warn(
-                # The same words for all lengths of so many blocks, so that they are said once.
+                # The message has the number of blocks instead of the length, so that it is shown once for
+                # each.
                 f"{pattern.name} is not defined for a sequence of {-(-k_len // pattern.block)} block(s) of "
                 f"{pattern.block} tokens: one that short is attended densely",
                 stacklevel=2,
@@ -170,36 +177,36 @@ def _arguments(pattern: type[SparsityConfig]) -> tuple[str, ...]:
 
 @constant_in_graphs
 def _pinned(parts: tuple[Any, ...], k_len: int, q_len: int) -> tuple[Any, ...]:
-    """Run by Dynamo while it traces: the graph is specialised to the pattern and the lengths.
+    """Make the layout while Dynamo traces: the graph is specialised to the pattern and the lengths.
 
-    The pattern comes as what it is made of, which Dynamo guards by value; made again, it is an equal pattern
-    with the same layouts.
+    The pattern arrives as class and arguments, which Dynamo guards by value; the pattern made from them is
+    equal and has the same layouts.
     """
-    return pin(_layout_of(_made_again(parts), k_len, q_len))
+    return pin(_layout_of(_rebuild(parts), k_len, q_len))
 
 
-def _made_again(value: Any) -> Any:
-    """Undo `_constant`: a tuple that begins with a class is a pattern of that class."""
+def _rebuild(value: Any) -> Any:
+    """Invert `_constant`: a tuple that begins with a class is a pattern of that class."""
     if not isinstance(value, tuple):
         return value
     if value and isinstance(value[0], type):
         pattern, names, values = value
-        return pattern(**dict(zip(names, (_made_again(item) for item in values), strict=True)))
-    return tuple(_made_again(item) for item in value)
+        return pattern(**dict(zip(names, (_rebuild(item) for item in values), strict=True)))
+    return tuple(_rebuild(item) for item in value)
 
 
 def _layout_of(pattern: SparsityConfig, k_len: int, q_len: int) -> BlockLayout:
-    """Ask the pattern; of a sequence with fewer blocks than it is defined for, keep all."""
+    """Return the layout of the pattern, or the dense one if the sequence has too few blocks for it."""
     if not pattern.defined_for(k_len):
         pattern = DenseSparsityConfig(pattern.num_heads, pattern.block, attention=pattern.attention)
     return pattern.layout(k_len, q_len)
 
 
 def _constant(value: Any) -> Any:
-    """Take a pattern apart into its class, the names of its arguments and their values, and those within it.
+    """Decompose a pattern into class, names of arguments and their values, recursively.
 
-    A number that Dynamo took for variable becomes one number again, guarded, also within tuples. A call of a
-    method does it to a float, where ``float`` would leave it variable.
+    A number that Dynamo treats as variable becomes a guarded constant, also in tuples. For a float, a method
+    call has this effect, while ``float`` would keep it variable.
     """
     if isinstance(value, SparsityConfig):
         names = _arguments(type(value))
@@ -211,8 +218,8 @@ def _constant(value: Any) -> Any:
     return operator.index(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _read(name: str, mask: Tensor, mode: str) -> Tensor:
-    """Bring a mask of the original's modes to what the kernels take: bool to keep, floating point to add."""
+def _convert_mask(name: str, mask: Tensor, mode: str) -> Tensor:
+    """Convert a mask of DeepSpeed's modes for the kernels: bool, or floating point to add to the scores."""
     if mask.dtype == torch.bool:
         return mask
     if mode == "mul":

@@ -1,4 +1,4 @@
-"""DeepSpeed's names: utilities, and the block of its configuration files."""
+"""The names of DeepSpeed's sparse attention: utilities, and the block of its configuration files."""
 
 from longspan.deepspeed.sparse_attention_utils import SparseAttentionUtils
 

@@ -16,10 +16,10 @@ from longspan.sparsity import from_deepspeed
 
 
 def overrides(config: Mapping[str, Any] | str | os.PathLike[str]) -> list[str]:
-    """Return what train.py has to be told for the pattern that a DeepSpeed configuration names.
+    """Return the overrides of train.py for the pattern of a DeepSpeed configuration.
 
-    The first names the option of the group ``sparsity``; the others give every argument of the pattern but
-    ``num_heads``, which comes from the model.
+    The first one selects the option of the group ``sparsity``; the others give all arguments of the pattern
+    except ``num_heads``, which comes from the model.
 
     Args:
         config: the whole configuration or its ``sparse_attention`` block, or the path of a JSON file of
@@ -38,12 +38,12 @@ def overrides(config: Mapping[str, Any] | str | os.PathLike[str]) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    """Write a value as Hydra reads it, without spaces, which a shell would cut at."""
+    """Format a value for Hydra, without spaces, at which a shell would split."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def main() -> None:
-    """Print the overrides of the file that the command line names; status 1 and a message on a mistake."""
+    """Print the overrides for a file; exit with status 1 and a message on an error."""
     parser = argparse.ArgumentParser(
         prog="python -m longspan.training.deepspeed",
         description="Print the sparse_attention block of a DeepSpeed configuration as overrides of train.py.",

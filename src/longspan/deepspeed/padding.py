@@ -23,33 +23,33 @@ def pad_to_block_size(
 ) -> Padded:
     """Pad a batch at its end to a multiple of the block, with tokens that no other token attends.
 
-    Longspan's attention takes any length, so nothing here needs this; code that comes from DeepSpeed works
-    as it stands. What is None stays None, but for the mask: where padding is added there has to be one. Where
-    ``position_ids`` is None the model counts on by itself, so its positions must reach to the padded length.
+    Longspan's attention takes any length, so only code that comes from DeepSpeed needs this. Arguments that
+    are None stay None, except for the mask, which is made if padding is added. Without ``position_ids`` the
+    model numbers the padding too, so its positions must cover the padded length.
 
     Args:
-        block_size: the length becomes a multiple of it.
+        block_size: block in tokens; the padded length is a multiple of it.
         input_ids: int64 ``[batch, length]``, or None.
-        attention_mask: the last dimension is the keys': bool or integers, nonzero where a key may be
-            attended; or floating point, added to the scores, but where it holds zeros and ones alone, and a
-            one, read as integers. ``[batch, length]``, or with dimensions for heads and queries before the
-            last, as ``[batch, 1, 1, length]`` and ``[batch, heads, length, length]``; or None.
+        attention_mask: None, or a mask whose last dimension is keys: bool or integers, nonzero where a key
+            may be attended; or floating point, added to the scores. A floating-point mask of only zeros and
+            ones, with at least one 1, is read as integers. The shape is ``[batch, length]``, or has
+            dimensions for heads and queries, as ``[batch, 1, 1, length]`` and ``[batch, heads, length,
+            length]``.
         token_type_ids: integers ``[batch, length]``, or None.
         position_ids: integers ``[batch or 1, length]``, or None.
         inputs_embeds: floating point ``[batch, length, width]``, or None.
-        pad_token_id: the id of the padding token.
-        model_embeddings: what embeds the padding token where there are ``inputs_embeds``: the model, its
+        pad_token_id: id of the padding token.
+        model_embeddings: with ``inputs_embeds``, the module that embeds the padding token: the model, its
             embedding module, or its word embedding.
 
     Returns:
-        The number of tokens added, and the five tensors in the order of the arguments. Masks are padded so
-        that the padding is not attended; ids with ``pad_token_id``; token types with 0; positions with
-        ``pad_token_id``, RoBERTa's row for padding, or with a sequence's largest position where that is
-        smaller.
+        The number of added tokens, and the five tensors in the order of the arguments. Masks hide the
+        padding; ids are padded with ``pad_token_id``, token types with 0, positions with the smaller of
+        ``pad_token_id`` (RoBERTa's row for padding) and the largest position of the sequence.
 
     Raises:
-        ValueError: a block size below 1, neither ids nor embeddings, tensors of unlike lengths, no padding
-            token where one is needed, or no ``model_embeddings``.
+        ValueError: the block size is below 1, both ids and embeddings are None, lengths differ, or the
+            padding token or ``model_embeddings`` is missing but needed.
 
     """
     if block_size < 1:
@@ -80,25 +80,25 @@ def pad_to_block_size(
     if token_type_ids is not None:
         token_type_ids = pad(token_type_ids, (0, pad_len), value=0)
     if position_ids is not None:
-        # A position that occurs is one that the model has; no one looks at it.
-        of_padding = position_ids.amax(-1, keepdim=True).clamp(max=pad_token_id)
-        position_ids = torch.cat([position_ids, of_padding.expand(-1, pad_len)], dim=-1)
+        # An existing position, so that it is in the table of the model; nothing attends it.
+        padding_position = position_ids.amax(-1, keepdim=True).clamp(max=pad_token_id)
+        position_ids = torch.cat([position_ids, padding_position.expand(-1, pad_len)], dim=-1)
     mask = _padded_mask(attention_mask, length, pad_len)
     return pad_len, input_ids, mask, token_type_ids, position_ids, inputs_embeds
 
 
 def unpad_sequence_output(pad_len: int, sequence_output: Tensor) -> Tensor:
-    """Drop the last tokens of a model's output, as many as `pad_to_block_size` has added.
+    """Remove the tokens that `pad_to_block_size` added from the output of a model.
 
     Args:
-        pad_len: their number, 0 for none.
+        pad_len: number of added tokens, may be 0.
         sequence_output: ``[batch, length, ...]``.
 
     Returns:
         ``[batch, length - pad_len, ...]``, a view.
 
     Raises:
-        ValueError: a negative number, or one that leaves no token.
+        ValueError: ``pad_len`` is negative or leaves no token.
 
     """
     length = sequence_output.shape[1]
@@ -108,7 +108,7 @@ def unpad_sequence_output(pad_len: int, sequence_output: Tensor) -> Tensor:
 
 
 def _shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int, torch.device]:
-    """Batch, length and device of a batch of token ids, of embeddings, or of both."""
+    """Return batch size, length and device of token ids, embeddings, or both."""
     if input_ids is None and inputs_embeds is None:
         raise ValueError("input_ids or inputs_embeds must be given, got None for both")
     if input_ids is not None and input_ids.ndim != 2:
@@ -125,7 +125,7 @@ def _shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int,
 
 
 def _word_embedding(model_embeddings: Any) -> Any:
-    """Find what makes ``inputs_embeds`` of ids: BERT's embedding module would add positions and normalise."""
+    """Return the word embedding: BERT's embedding module also adds positions and normalises."""
     if model_embeddings is None:
         raise ValueError("model_embeddings must be given with inputs_embeds, to embed the padding; got None")
     if hasattr(model_embeddings, "get_input_embeddings"):
@@ -134,10 +134,10 @@ def _word_embedding(model_embeddings: Any) -> Any:
 
 
 def _padded_mask(mask: Tensor, length: int, pad_len: int) -> Tensor:
-    """Hide the added keys, and let the added queries attend what is there, so that no softmax is empty."""
-    # What stock attention takes for a padding mask may be floating zeros and ones: they are not to be added.
-    counted = not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any())
-    attend, hide = (1, 0) if counted else (0.0, -torch.inf)
+    """Hide the added keys, and let the added queries attend the others, so that no softmax is empty."""
+    # transformers takes floating-point zeros and ones as a padding mask, which is not added to the scores.
+    is_boolean = not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all() & (mask == 1).any())
+    attend, hide = (1, 0) if is_boolean else (0.0, -torch.inf)
     if mask.ndim > 2 and mask.shape[-2] not in (1, length):
         raise ValueError(
             f"attention_mask must have 1 or {length} queries in its dimension before the last, got "

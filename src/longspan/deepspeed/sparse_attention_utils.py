@@ -1,4 +1,4 @@
-"""SparseAttentionUtils: the utilities of DeepSpeed's sparse attention under their own names."""
+"""SparseAttentionUtils: the utilities of DeepSpeed's sparse attention, with the same names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from longspan.deepspeed import padding
 from longspan.deepspeed.layer_lists import default_pattern, sparsify_layers
 from longspan.models.layers import self_attention_layers
 from longspan.models.sparsify import sparsify
+from longspan.positions import extend, max_positions_of
+from longspan.positions.architectures import has_rotary_positions
 from longspan.sparsity import SparsityConfig
 
 if TYPE_CHECKING:
@@ -24,50 +26,49 @@ AnyTokenizer = TypeVar("AnyTokenizer", bound="PreTrainedTokenizerBase")
 class SparseAttentionUtils:
     """DeepSpeed's utilities to take a trained Hugging Face model to longer sequences and sparse attention.
 
-    Names, arguments and their order are the original's. They serve BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT,
-    ALBERT, ModernBERT, GPT-2, OPT and Llama.
+    Names and order of arguments are those of DeepSpeed. Supported are BERT, RoBERTa, XLM-R, ELECTRA,
+    DistilBERT, ALBERT, ModernBERT, GPT-2, OPT and Llama.
     """
 
     @staticmethod
     def extend_position_embedding(model: Model, max_position: int) -> Model:
-        """Extend a model's positions by repeating the trained ones: `longspan.extend` by the method "tile".
+        """Repeat the trained positions of a model: `longspan.extend` with method "tile".
 
-        Rotary positions (ModernBERT, Llama and their like) have no table to repeat. They are extended by the
-        method "dynamic", which leaves sequences of the old length as they were, as tiling does.
+        Rotary positions (ModernBERT, Llama) have no table to repeat. They are extended by the method
+        "dynamic", which does not change sequences of the old length, as tiling.
 
         Args:
             model: a Hugging Face model.
-            max_position: the longest sequence that it shall take, in tokens, RoBERTa's rows for padding not
-                counted.
+            max_position: length of the longest sequence in tokens, without RoBERTa's rows for padding.
 
         Returns:
             The same model.
 
         Raises:
-            ValueError: as `longspan.extend`; for one, fewer positions than the model has.
+            ValueError: as `longspan.extend`; for example, fewer positions than the model has.
 
         """
         return _extend(model, max_position)
 
     @staticmethod
     def update_tokenizer_model_max_length(tokenizer: AnyTokenizer, max_position: int) -> AnyTokenizer:
-        """Let a tokenizer make sequences of up to so many tokens, also after it is saved and loaded.
+        """Set the maximum length of a tokenizer, also for after it is saved and loaded.
 
         Args:
             tokenizer: a Hugging Face tokenizer.
-            max_position: tokens of the longest sequence, special ones included.
+            max_position: length of the longest sequence in tokens, with special tokens.
 
         Returns:
             The same tokenizer.
 
         Raises:
-            ValueError: a length below 1.
+            ValueError: the length is below 1.
 
         """
         if max_position < 1:
             raise ValueError(f"max_position must be at least 1, got {max_position}")
         tokenizer.model_max_length = max_position
-        # What save_pretrained writes.
+        # save_pretrained writes init_kwargs.
         tokenizer.init_kwargs["model_max_length"] = max_position
         return tokenizer
 
@@ -75,19 +76,19 @@ class SparseAttentionUtils:
     def replace_model_self_attention_with_sparse_self_attention(
         model: Model, max_position: int, sparsity_config: SparsityConfig | None = None
     ) -> Model:
-        """Make a trained model sparse, and extend its positions where they are too few.
+        """Make a trained model sparse, and extend its positions if they are too few.
 
-        The original put other modules into the model; this one keeps its modules and parameters, and goes
-        through transformers' attention interface.
+        DeepSpeed replaces modules of the model; this function keeps modules and parameters, and uses
+        transformers' attention interface.
 
         Args:
             model: a Hugging Face model.
-            max_position: the longest sequence that it shall take, in tokens. Positions are never taken away.
-            sparsity_config: the pattern; None: `FixedSparsityConfig` with its defaults, as DeepSpeed's
-                default mode, and as many heads as the model.
+            max_position: length of the longest sequence in tokens. Positions are never removed.
+            sparsity_config: the pattern; None for `FixedSparsityConfig` with its defaults, DeepSpeed's
+                default mode, and the heads of the model.
 
         Returns:
-            The same model, in the mode (training or evaluation) in which it was.
+            The same model, in its previous mode (training or evaluation).
 
         Raises:
             ValueError: as `longspan.extend` and `longspan.sparsify`.
@@ -95,8 +96,6 @@ class SparseAttentionUtils:
         """
         if sparsity_config is None:
             sparsity_config = default_pattern(model.config, self_attention_layers(model))
-        from longspan.positions import max_positions_of
-
         positions = max_positions_of(model)
         if positions is not None and positions >= max_position:
             return sparsify(model, sparsity_config)
@@ -109,9 +108,9 @@ class SparseAttentionUtils:
         """Make the self-attention of some layers sparse; see `layer_lists.sparsify_layers`.
 
         Args:
-            config: the configuration of the model, ``model.config``.
-            layers: its layers, or some of them, such as ``model.bert.encoder.layer``.
-            sparsity_config: the pattern; None: `FixedSparsityConfig` with as many heads as the model.
+            config: configuration of the model, ``model.config``.
+            layers: layers of the model, or some of them, such as ``model.bert.encoder.layer``.
+            sparsity_config: the pattern; None for `FixedSparsityConfig` with the heads of the model.
 
         Returns:
             The layers.
@@ -133,7 +132,7 @@ class SparseAttentionUtils:
         pad_token_id: int | None,
         model_embeddings: Any,
     ) -> padding.Padded:
-        """Pad a batch to a multiple of the block; not needed here. See `longspan.deepspeed.padding`."""
+        """Pad a batch to a multiple of the block, which is optional; see `longspan.deepspeed.padding`."""
         return padding.pad_to_block_size(
             block_size,
             input_ids,
@@ -147,14 +146,10 @@ class SparseAttentionUtils:
 
     @staticmethod
     def unpad_sequence_output(pad_len: int, sequence_output: Tensor) -> Tensor:
-        """Drop the ``pad_len`` tokens that `pad_to_block_size` has added to ``[batch, length, ...]``."""
+        """Remove the ``pad_len`` tokens that `pad_to_block_size` added to ``[batch, length, ...]``."""
         return padding.unpad_sequence_output(pad_len, sequence_output)
 
 
 def _extend(model: Model, max_position: int, sparsity: SparsityConfig | None = None) -> Model:
-    # Here, because longspan.positions imports this package.
-    from longspan.positions import extend
-    from longspan.positions.architectures import has_rotary_positions
-
     method = "dynamic" if has_rotary_positions(model) else "tile"
     return extend(model, max_position, method=method, sparsity=sparsity)

@@ -1,4 +1,4 @@
-"""Hugging Face models made sparse through transformers' own attention interface."""
+"""Hugging Face models with sparse attention, through transformers' attention interface."""
 
 from longspan.models.build import build_model
 from longspan.models.layers import sparsity_of

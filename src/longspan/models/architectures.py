@@ -1,4 +1,4 @@
-"""How each known architecture spells its configuration, and which of its classes serves which objective."""
+"""Configuration and model class of each known architecture, by objective."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a model shall be, in the names that Hugging Face configurations share.
+    """The requested model, in names that Hugging Face configurations share.
 
     Attributes:
-        causal: whether it predicts the next token, not hidden ones.
-        shared: fields that every architecture spells alike (sizes and token ids).
-        intermediate_size: width of the feed-forward layer, None for the architecture's own proportion.
+        causal: whether the model predicts the next token; otherwise hidden tokens.
+        shared: fields with the same name in every architecture (sizes and token ids).
+        intermediate_size: width of the feed-forward layer; None for the ratio of the architecture.
         dropout: probability of every dropout.
-        overrides: further configuration fields, taken last.
+        overrides: further configuration fields, applied last.
 
     """
 
@@ -35,11 +35,10 @@ class Request:
         fields: dict[str, Any],
         unlisted: tuple[str, ...] = (),
     ) -> PretrainedConfig:
-        """Make the configuration; ``unlisted`` are keywords that the class takes without keeping them.
+        """Make the configuration; ``unlisted`` are keywords of the class that are not stored as fields.
 
         Raises:
-            ValueError: an override that the class would store without ever reading it, or one that has an
-                argument of its own.
+            ValueError: an override is unknown to the class, or is an argument of `build_model`.
 
         """
         known = config_class()
@@ -50,19 +49,19 @@ class Request:
             raise ValueError(
                 f"config_overrides has no field of {name}: {', '.join(unknown)}. Allowed: {allowed}"
             )
-        aliases = {other: own for own, other in known.attribute_map.items()}
-        taken = sorted(key for key in self.overrides if aliases.get(key, key) in self.shared)
-        if taken:
+        aliases = {alias: field for field, alias in known.attribute_map.items()}
+        reserved = sorted(key for key in self.overrides if aliases.get(key, key) in self.shared)
+        if reserved:
             raise ValueError(
-                f"config_overrides must not set {', '.join(taken)}: build_model has arguments for it"
+                f"config_overrides must not set {', '.join(reserved)}: build_model has arguments for it"
             )
         return config_class(**{**self.shared, **fields, **self.overrides})
 
     def token_id(self, name: str, architecture: str) -> int:
-        """Return a token id that the architecture cannot do without.
+        """Return a token id that the architecture requires.
 
         Raises:
-            ValueError: it was not given.
+            ValueError: the id is None.
 
         """
         value = self.shared[name]
@@ -75,7 +74,7 @@ Built = tuple["PretrainedConfig", type["PreTrainedModel"]]
 
 
 def bert(request: Request) -> Built:
-    """BERT, or its decoder."""
+    """Return BERT, as a decoder for a causal objective."""
     from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
     fields = {**_bert_like(request), "is_decoder": request.causal}
@@ -83,12 +82,12 @@ def bert(request: Request) -> Built:
 
 
 def roberta(request: Request) -> Built:
-    """RoBERTa, or its decoder, with the position rows that it skips."""
+    """Return RoBERTa, as a decoder for a causal objective, with the position rows that it skips."""
     from transformers import RobertaConfig, RobertaForCausalLM, RobertaForMaskedLM
 
     skipped = request.token_id("pad_token_id", "roberta") + 1
     positions = request.shared["max_position_embeddings"] + skipped
-    # The rows are counted in `shared`, which `configure` protects from overrides.
+    # `configure` protects the fields of `shared` from overrides.
     request = Request(
         request.causal,
         {**request.shared, "max_position_embeddings": positions},
@@ -103,7 +102,7 @@ def roberta(request: Request) -> Built:
 
 
 def modernbert(request: Request) -> Built:
-    """ModernBERT, or ModernBertDecoder."""
+    """Return ModernBERT, or ModernBertDecoder for a causal objective."""
     from transformers import (
         ModernBertConfig,
         ModernBertDecoderConfig,
@@ -122,7 +121,7 @@ def modernbert(request: Request) -> Built:
         "cls_token_id": request.shared["bos_token_id"],
         "sep_token_id": request.shared["eos_token_id"],
     }
-    # The classes turn this keyword into `layer_types` and forget it.
+    # The classes convert this keyword into `layer_types` and do not store it.
     unlisted = ("global_attn_every_n_layers",)
     if request.causal:
         return request.configure(ModernBertDecoderConfig, fields, unlisted), ModernBertDecoderForCausalLM
@@ -130,7 +129,7 @@ def modernbert(request: Request) -> Built:
 
 
 def gpt2(request: Request) -> Built:
-    """GPT-2."""
+    """Return GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     _causal_only("gpt2", request)
@@ -144,11 +143,11 @@ def gpt2(request: Request) -> Built:
 
 
 def llama(request: Request) -> Built:
-    """Llama, its output tied to its embedding."""
+    """Return Llama, with tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _causal_only("llama", request)
-    # The gated layer has three matrices for two: two thirds of the width keep the parameters (Shazeer 2020).
+    # A gated layer has three matrices instead of two: 2/3 of the width keeps the parameters (Shazeer 2020).
     gated = -(-8 * request.shared["hidden_size"] // 3)
     fields = {
         "intermediate_size": request.intermediate_size or -(-gated // 64) * 64,

@@ -1,4 +1,4 @@
-"""The attention function that transformers calls in each layer of a model whose attention is ``longspan``.
+"""The attention function that transformers calls in each layer of a model with attention ``longspan``.
 
 Shapes in this file: B batch, H query heads, K key and value heads, L queries, M keys (past and new), D head
 dimension.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from longspan.models.layers import attention_of
 from longspan_kernels.layout.handles import constant_in_graphs
 
-# Keywords of transformers' attention functions that change what attention computes and are not served here.
+# Keywords of transformers' attention functions that change the result and are not supported.
 _REFUSED = {
     "softcap": "soft-capped scores",
     "s_aux": "attention sinks",
@@ -41,34 +41,34 @@ def longspan_attention(
     document_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend under the layer's pattern; the signature is transformers' own for attention functions.
+    """Compute attention with the pattern of the layer, as an attention function of transformers.
 
-    A causal layer is causal to the token whatever its pattern says, and a layer's own window is intersected
-    with the pattern, to the token.
+    A causal layer is causal to the token with any pattern. The sliding window of a layer is intersected with
+    the pattern, to the token.
 
     Args:
-        module: the attention layer; it holds its `SparseSelfAttention`, or its configuration says which to
-            make.
-        query: ``[B, H, L, D]``; the last query meets the last key.
+        module: the attention layer. It has its `SparseSelfAttention`, or its configuration has the pattern.
+        query: ``[B, H, L, D]``; the last query is at the position of the last key.
         key: ``[B, K, M, D]``, ``H`` a multiple of ``K``.
         value: ``[B, K, M, D]``.
         attention_mask: None; bool ``[B, M]``, True where a key may be attended; integers ``[B, M]``, document
-            numbers; or a mask of the user's own ``[B or 1, H or 1, L or 1, M]``: bool, True where attended,
-            or floating point, added to the scaled scores.
-        scaling: factor of the scores, ``D ** -0.5`` if None.
-        dropout: probability with which attention weights are dropped.
-        is_causal: overrides what the layer says of itself.
-        sliding_window: a query attends keys fewer than this many tokens away, itself included; None for all.
-        document_ids: integers ``[B, M]``: attention stays between equal numbers. Pass it to the model's
-            forward; it alone then says where documents are, whatever the position ids look like.
-        kwargs: what else the model hands to every attention function. Models pass on whatever they are given,
-            so one that is nearly ``document_ids`` is refused: attention would cross documents without a word.
+            numbers; or a mask of the user ``[B or 1, H or 1, L or 1, M]``: bool, True where attended, or
+            floating point, added to the scaled scores.
+        scaling: factor of the scores; None for ``D ** -0.5``.
+        dropout: dropout probability of attention weights.
+        is_causal: overrides the direction of the layer.
+        sliding_window: number of tokens that a query attends to a side, itself included; None for all.
+        document_ids: integers ``[B, M]``; a query attends only keys with its number. It is an argument of the
+            forward of the model, and has precedence over documents that follow from position ids.
+        kwargs: other arguments of attention functions. Models pass on unknown arguments, so names similar to
+            ``document_ids`` are refused: attention would otherwise cross documents silently.
 
     Returns:
-        The context ``[B, L, H, D]`` in the dtype of the values, and None for the weights, which never exist.
+        The context ``[B, L, H, D]`` in the dtype of the values, and None for the weights, which are never
+        stored.
 
     Raises:
-        ValueError: an argument that cannot be served, a pattern of another number of heads, or no pattern.
+        ValueError: an argument is not supported, the pattern is missing, or it has another number of heads.
 
     """
     for name, meaning in _REFUSED.items():
@@ -92,38 +92,38 @@ def longspan_attention(
     if document_ids is not None:
         masks["document_ids"] = _checked_document_ids(document_ids, key)
     causal = _causal(module) if is_causal is None else is_causal
-    context = attention(
+    context_BHLD = attention(
         query,
         key,
         value,
-        # A layer that is not causal leaves it to the pattern: a unidirectional one stays so.
+        # If the layer is not causal, the pattern decides.
         causal=True if causal else None,
         window=_window(sliding_window, causal),
         scale=scaling,
         dropout_p=dropout,
         **masks,
     )
-    return context.transpose(1, 2).contiguous(), None
+    return context_BHLD.transpose(1, 2).contiguous(), None
 
 
 @constant_in_graphs
 def _means_document_ids(name: str) -> bool:
-    """Tell a misspelling from what transformers passes, of which the nearest is token_type_ids, at 0.62."""
-    return _likeness(name) > 0.7
+    """Return whether a name is a misspelling; the closest name of transformers is token_type_ids, at 0.62."""
+    return _similarity(name) > 0.7
 
 
-@functools.lru_cache(maxsize=256)  # each layer of each step asks for the same few names
-def _likeness(name: str) -> float:
+@functools.lru_cache(maxsize=256)  # every layer of every step passes the same few names
+def _similarity(name: str) -> float:
     return difflib.SequenceMatcher(None, name, "document_ids").ratio()
 
 
 def _causal(module: Any) -> bool:
-    """Ask the layer, and the configuration: a decoder's may say that it is used in both directions."""
+    """Return whether the layer is causal; the configuration of a decoder can make it bidirectional."""
     return module.is_causal and getattr(module.config, "is_causal", True)
 
 
 def _masks(attention_mask: Tensor | None, query: Tensor, key: Tensor) -> dict[str, Tensor]:
-    """Tell by its form what the mask function, or the user, handed on."""
+    """Return the mask as an argument of SparseSelfAttention, by its shape and dtype."""
     if attention_mask is None:
         return {}
     if attention_mask.ndim == 2:
@@ -156,7 +156,7 @@ def _checked_document_ids(document_ids: Tensor, key: Tensor) -> Tensor:
 
 
 def _window(sliding_window: int | None, causal: bool) -> tuple[int | None, int | None] | None:
-    """Turn transformers' window, which counts the query itself, into tokens to the left and to the right."""
+    """Convert transformers' window, which includes the query, into tokens to the left and to the right."""
     if sliding_window is None:
         return None
     if sliding_window < 1:

@@ -1,4 +1,4 @@
-"""Hugging Face language models with fresh weights, from a handful of numbers."""
+"""Hugging Face language models with random weights, from a few sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_model(
     gradient_checkpointing: bool = False,
     config_overrides: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Make a language model of a known architecture with random weights; its attention is the stock one.
+    """Make a language model of a known architecture with random weights and dense attention.
 
     Args:
         architecture: ``"bert"``, ``"roberta"``, ``"modernbert"``, ``"gpt2"`` or ``"llama"``.
@@ -40,7 +40,7 @@ def build_model(
             Under a causal one BERT and RoBERTa become decoders and ModernBERT becomes ModernBertDecoder;
             GPT-2 and Llama are causal only.
         vocab_size: number of token ids, special tokens included.
-        max_positions: the longest sequence, in tokens. RoBERTa numbers its positions from
+        max_positions: length of the longest sequence in tokens. RoBERTa numbers positions from
             ``pad_token_id + 1`` on; the rows for that are added here.
         hidden_size: width of the residual stream, a multiple of ``num_heads``.
         num_layers: number of transformer layers.
@@ -50,21 +50,20 @@ def build_model(
             and GPT-2, 1.5 times for the gated one of ModernBERT, 8/3 times for Llama's, rounded up to a
             multiple of 64.
         dropout: probability in ``[0, 1)`` of every dropout that the architecture has.
-        pad_token_id: the padding token; RoBERTa and ModernBertDecoder need one.
-        bos_token_id: the token that begins a sequence, or None. ModernBertDecoder needs one.
-        eos_token_id: the token that ends a sequence, or None. ModernBertDecoder needs one.
-        vocab_multiple: the embedding gets the next multiple of this many rows; the extra rows stand for no
-            token.
-        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
-        config_overrides: further fields of the architecture's Hugging Face configuration, taken last.
+        pad_token_id: padding token; required for RoBERTa and ModernBertDecoder.
+        bos_token_id: token at the beginning of a sequence, or None; required for ModernBertDecoder.
+        eos_token_id: token at the end of a sequence, or None; required for ModernBertDecoder.
+        vocab_multiple: the number of rows of the embedding is a multiple of this; extra rows are no token.
+        gradient_checkpointing: recompute each layer in the backward pass instead of storing its activations.
+        config_overrides: further fields of the Hugging Face configuration, applied last.
 
     Returns:
-        The model, in training mode. Its forward makes no key-value cache unless it is called with
-        ``use_cache=True``; ``generate`` makes its own.
+        The model, in training mode. Its forward makes a key-value cache only with ``use_cache=True``;
+        ``generate`` makes one by itself.
 
     Raises:
-        ValueError: an unknown architecture or objective, a pair that does not exist, a size out of range, or
-            a configuration field that the architecture does not have.
+        ValueError: the architecture or the objective is unknown, they do not fit together, a size is out of
+            range, or the architecture does not have a configuration field.
 
     """
     if architecture not in ARCHITECTURES:
@@ -112,7 +111,7 @@ def build_model(
     config, model_class = ARCHITECTURES[architecture](request)
     model = model_class(config)
     if causal:
-        # Training needs no cache, and some models would fill one at every step.
+        # Training needs no cache, which some models fill at every step.
         model.config.use_cache = False
     if gradient_checkpointing:
         enable_checkpointing(model)
@@ -123,7 +122,7 @@ build_model.supplied_by_run = SUPPLIED_BY_RUN  # type: ignore[attr-defined]
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Let a model recompute each layer in the backward pass instead of keeping its activations."""
-    # The newer name of the same method; the older one warns where both exist.
+    """Let a model recompute each layer in the backward pass instead of storing its activations."""
+    # Two names of the same method; the older one warns if both exist.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""The two parts of a language model: what makes hidden states, and what makes logits of them."""
+"""The two parts of a language model: the backbone makes hidden states, the head makes logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-# By the configuration's model_type: the modules that follow the last hidden state, in their order.
+# By model_type of the configuration: the modules that follow the last hidden state, in order.
 _HEADS = {
     "bert": ("cls",),
     "roberta": ("lm_head",),
@@ -20,11 +20,11 @@ _HEADS = {
 def split_head(model: Any) -> tuple[nn.Module, nn.Module]:
     """Return the backbone and the head of a Hugging Face language model; both share its parameters.
 
-    ``head(backbone(...).last_hidden_state)`` are the model's logits, and the head may be applied to some
-    positions alone: hidden states ``[..., width]`` in, logits ``[..., vocabulary]`` out.
+    ``head(backbone(...).last_hidden_state)`` are the logits of the model. The head maps hidden states
+    ``[..., width]`` to logits ``[..., vocabulary]``, also of a subset of the positions.
 
     Raises:
-        ValueError: a model whose head is not known.
+        ValueError: the head of the model is not known.
 
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)

@@ -1,4 +1,4 @@
-"""Which pattern each attention layer has: its SparseSelfAttention, and the entry in the configuration."""
+"""The pattern of each attention layer: its SparseSelfAttention, and the entry in the configuration."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import nn
 from longspan.attention import SparseSelfAttention
 from longspan.sparsity import DenseSparsityConfig, SparsityConfig, from_dict
 
-# The configuration's field: one pattern's to_dict() for all layers, or a list with one, or None, a layer.
+# Field of the configuration: to_dict() of one pattern for all layers, or a list with one or None per layer.
 CONFIG_KEY = "longspan_sparsity"
 
 _ATTRIBUTE = "sparse_self_attention"
 _DENSE_BLOCK = 64
-# By model_type: architectures whose attention layers carry no number and count in the model's order.
-_WITHOUT_NUMBERS = ("albert", "distilbert")
+# By model_type: architectures whose attention layers have no layer_idx and are in the order of the model.
+_WITHOUT_INDEX = ("albert", "distilbert")
 
 
 def sparsity_of(config: Any) -> list[SparsityConfig]:
-    """Read each layer's pattern from a Hugging Face configuration.
+    """Return the pattern of each layer from a Hugging Face configuration.
 
     Args:
-        config: the configuration of a model that `sparsify` has changed, or that was loaded from one.
+        config: configuration of a model that `sparsify` changed, also after saving and loading.
 
     Returns:
-        One pattern a layer; for ALBERT, whose layers share their weights, one a set of weights.
+        One pattern per layer; for ALBERT, whose layers share weights, one per set of weights.
 
     Raises:
-        ValueError: the configuration names no pattern, one of another number of layers, or an unknown one.
+        ValueError: the configuration has no pattern, an unknown one, or one for another number of layers.
 
     """
     entry = getattr(config, CONFIG_KEY, None)
@@ -47,17 +47,17 @@ def sparsity_of(config: Any) -> list[SparsityConfig]:
 
 
 def pattern_or_dense(pattern: SparsityConfig | None, config: Any) -> SparsityConfig:
-    """Return the pattern, or for None the dense one with the heads of the configuration."""
+    """Return the pattern, or the dense one with the heads of the configuration for None."""
     if pattern is not None:
         return pattern
     return DenseSparsityConfig(num_heads=config.num_attention_heads, block=_DENSE_BLOCK)
 
 
 def attention_of(module: nn.Module) -> SparseSelfAttention:
-    """Return the layer's SparseSelfAttention; a model loaded from disk makes it in its first forward.
+    """Return the SparseSelfAttention of a layer; a model loaded from disk makes it in its first forward.
 
     Raises:
-        ValueError: the layer has none and its configuration names no pattern, or it is cross attention.
+        ValueError: the layer has none and its configuration has no pattern, or it is cross attention.
 
     """
     attention = getattr(module, _ATTRIBUTE, None)
@@ -82,15 +82,15 @@ def _pattern_of(module: nn.Module) -> SparsityConfig:
 
 
 def layers_with_weights(config: Any) -> int:
-    """Count the attention layers that have weights of their own: ALBERT runs each of them several times."""
+    """Return the number of attention layers with distinct weights: ALBERT runs each of them several times."""
     if config.model_type == "albert":
         return config.num_hidden_groups * config.inner_group_num
     return config.num_hidden_layers
 
 
 def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") -> SparseSelfAttention:
-    """Give an attention layer the SparseSelfAttention of a pattern: a submodule without parameters."""
-    # A BertSparseSelfAttention has one already, and leaves the dropout to it.
+    """Set the SparseSelfAttention of an attention layer: a submodule without parameters."""
+    # The existing one of a BertSparseSelfAttention also applies the dropout.
     dropout_p = getattr(getattr(module, _ATTRIBUTE, None), "dropout_p", 0.0)
     attention = SparseSelfAttention(pattern, dropout_p=dropout_p, backend=backend).train(module.training)
     setattr(module, _ATTRIBUTE, attention)
@@ -98,41 +98,45 @@ def attach(module: nn.Module, pattern: SparsityConfig, backend: str = "auto") ->
 
 
 def self_attention_layers(model: nn.Module) -> list[nn.Module]:
-    """Find the self-attention layers of a Hugging Face model, in the order of their layers.
+    """Return the self-attention layers of a Hugging Face model, in the order of the layers.
 
-    ALBERT's layers share their weights within a group: it has one for each layer of a group.
+    ALBERT's layers share weights within a group: it has one for each layer of a group.
 
     Raises:
-        ValueError: the model attends to an encoder, or its layers do not follow transformers' attention
+        ValueError: the model has cross attention, or its layers do not follow transformers' attention
             interface.
 
     """
     config: Any = model.config
     refuse_cross_attention(config)
-    found = [module for module in model.modules() if is_self_attention(module)]
-    if getattr(config, "model_type", None) in _WITHOUT_NUMBERS:
-        indices = list(range(len(found)))
+    attentions = [module for module in model.modules() if is_self_attention(module)]
+    if getattr(config, "model_type", None) in _WITHOUT_INDEX:
+        indices = list(range(len(attentions)))
     else:
-        found.sort(key=_layer_index)
-        indices = [_layer_index(module) for module in found]
-    if not found or indices != list(range(len(found))) or len({id(module.config) for module in found}) != 1:
+        attentions.sort(key=_layer_index)
+        indices = [_layer_index(module) for module in attentions]
+    if (
+        not attentions
+        or indices != list(range(len(attentions)))
+        or len({id(module.config) for module in attentions}) != 1
+    ):
         raise ValueError(
             f"{type(model).__name__} must have one self-attention per layer that follows transformers' "
             f"attention interface (attributes is_causal and layer_idx); found layers {indices}"
         )
-    return found
+    return attentions
 
 
 def is_self_attention(module: nn.Module) -> bool:
-    """Say whether a module is an attention layer that calls transformers' attention interface."""
+    """Return whether a module is an attention layer that calls transformers' attention interface."""
     if not hasattr(module, "is_causal"):
         return False
     kind = getattr(getattr(module, "config", None), "model_type", None)
-    return kind in _WITHOUT_NUMBERS or isinstance(getattr(module, "layer_idx", None), int)
+    return kind in _WITHOUT_INDEX or isinstance(getattr(module, "layer_idx", None), int)
 
 
 def refuse_cross_attention(config: Any) -> None:
-    """Raise ValueError for a model that attends to an encoder: such layers have no pattern."""
+    """Raise ValueError for a model with cross attention, which has no pattern."""
     for name in ("is_encoder_decoder", "add_cross_attention"):
         if getattr(config, name, False):
             raise ValueError(
@@ -149,10 +153,10 @@ def _layer_index(module: nn.Module) -> int:
 def per_layer(
     sparsity: SparsityConfig | Sequence[SparsityConfig | None], layers: int
 ) -> Sequence[SparsityConfig | None]:
-    """Spread one pattern over the layers, or check that there is one a layer.
+    """Return one pattern per layer, given one pattern or a list.
 
     Raises:
-        ValueError: another number of patterns than layers.
+        ValueError: the number of patterns is not that of the layers.
 
     """
     if isinstance(sparsity, SparsityConfig):
@@ -162,10 +166,10 @@ def per_layer(
     return sparsity
 
 
-def noted(
+def config_entry(
     sparsity: SparsityConfig | Sequence[SparsityConfig | None], patterns: Sequence[SparsityConfig | None]
 ) -> Any:
-    """Write the patterns as what JSON can hold, in the form in which they will be read back."""
+    """Return the entry of the configuration, equal to the one that is read back from JSON."""
     entry = (
         sparsity.to_dict()
         if isinstance(sparsity, SparsityConfig)

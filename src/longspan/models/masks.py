@@ -1,9 +1,10 @@
-"""The mask function that transformers calls once a forward for models whose attention is ``longspan``.
+"""The mask function that transformers calls once per forward of a model with the implementation ``longspan``.
 
-transformers describes a mask by a small Python function of (batch, head, query, key) which its own
-implementations spell out over ``[q_len, k_len]``. Here only what is not known in the layers is handed on: the
-padding mask, or the document numbers of a packed batch. Causality and a model's own window are known in each
-layer, and anything else is refused.
+Shapes in this file: B batch, L queries, M keys (past and new).
+
+transformers describes a mask by a Python function of (batch, head, query, key), which other implementations
+evaluate over ``[L, M]``. This one returns only the padding mask, or the document numbers of a packed batch.
+Each layer knows causality and its sliding window; any other mask is refused.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch import Tensor
 
 _PACKED = "packed_sequence_mask_function"
 _SERVED = {
-    # Causality and windows: the layers know both.
+    # Causality and windows, which the layers know.
     "causal_mask_function",
     "bidirectional_mask_function",
     "sliding_window_overlay",
     "sliding_window_bidirectional_overlay",
-    # Documents, and what joins the parts.
+    # Documents, and combinations of masks.
     _PACKED,
     "packed_sequence_compatibility_function",
     "remap_positions_for_packed_sequence",
@@ -41,27 +42,27 @@ def longspan_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """Say which keys of each sequence may be attended; the signature is transformers' own for mask functions.
+    """Return the padding mask or the document numbers; the signature is that of transformers' mask functions.
 
     Args:
-        batch_size: sequences.
-        q_length: queries of this forward.
-        kv_length: keys that the layers will hold.
+        batch_size: number of sequences B.
+        q_length: number of queries L of this forward.
+        kv_length: number of keys M in the layers.
         q_offset: position of the first query.
         kv_offset: position of the first key.
         mask_function: transformers' description of the mask without the padding.
-        attention_mask: bool ``[batch, k_len]``, True where a key may be attended, or None.
-        device: where the mask shall lie.
-        kwargs: options of transformers' own implementations, which change no mask.
+        attention_mask: bool ``[B, M]``, True where a key may be attended, or None.
+        device: device of the mask.
+        kwargs: options of transformers' implementations that do not change the mask.
 
     Returns:
-        None where nothing is masked beyond causality and windows; bool ``[batch, k_len]``, True where a key
-        may be attended; or, where transformers found documents packed into one sequence by position ids that
-        restart, int64 ``[batch, k_len]`` document numbers. The latter happens without a padding mask only.
+        None if only causality and windows apply; bool ``[B, M]``, True where a key may be attended; or int64
+        ``[B, M]`` document numbers, if there is no padding mask and transformers detects packed documents by
+        position ids that restart.
 
     Raises:
-        ValueError: a cache whose last key is not the last query's (static caches), a cache that has dropped
-            keys, a padding mask of another length, or a mask of a kind that is not known here.
+        ValueError: the last key of the cache is not that of the last query (static caches), the cache has
+            dropped keys, the padding mask has another length, or the mask has an unknown part.
 
     """
     parts = set(_parts(mask_function))
@@ -90,14 +91,14 @@ def longspan_mask(
             )
         return None if bool(attention_mask.all()) else attention_mask
     if _PACKED in parts:
-        numbers = _document_numbers(mask_function, batch_size, kv_length, device)
-        # A compiled model asks for packing wherever it has position ids, restarting or not.
-        return numbers if bool(numbers[:, -1].any()) else None
+        ids_BM = _document_ids(mask_function, batch_size, kv_length, device)
+        # A compiled model has this part with all position ids, also without a restart.
+        return ids_BM if bool(ids_BM[:, -1].any()) else None
     return None
 
 
 def _parts(mask_function: Callable[..., Any]) -> Iterator[str]:
-    """Name the functions that a mask function is made of, by the outermost name of each one's definition."""
+    """Yield the outermost names of the functions that a mask function consists of."""
     yield mask_function.__qualname__.split(".")[0]
     for cell in mask_function.__closure__ or ():
         content = cell.cell_contents
@@ -106,10 +107,10 @@ def _parts(mask_function: Callable[..., Any]) -> Iterator[str]:
                 yield from _parts(inner)
 
 
-def _document_numbers(
+def _document_ids(
     mask_function: Callable[..., Tensor], batch_size: int, length: int, device: torch.device | str
 ) -> Tensor:
-    """Number the documents: a token that may not attend the one before it begins a new document."""
+    """Return document numbers, int64 ``[B, M]``; a token that may not attend its predecessor begins one."""
     batch = torch.arange(batch_size, device=device)[:, None]
     query = torch.arange(1, length, device=device)[None, :]
     head = torch.zeros((), dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Where an architecture starts to count its positions."""
+"""The first row of position 0 in the table of learned positions."""
 
 from torch import nn
 
@@ -6,9 +6,9 @@ from torch import nn
 def position_offset(model: nn.Module) -> int:
     """Return the row of the learned position embedding that stands for position 0.
 
-    It is 0 but for RoBERTa and its relatives, which keep the rows up to ``pad_token_id`` for padding and
-    count from the next one (Liu et al. 2019). They do so by themselves when no ``position_ids`` are given;
-    ``position_ids`` that restart at each document must be raised by this much before they are passed.
+    The row is 0, except for RoBERTa and related models, which reserve the rows up to ``pad_token_id`` for
+    padding (Liu et al. 2019). They add the offset if no ``position_ids`` are given; ``position_ids`` that
+    restart at each document must include it.
     """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):

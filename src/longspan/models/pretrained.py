@@ -1,4 +1,4 @@
-"""Pretrained Hugging Face language models, for a run's objective and tokenizer."""
+"""Pretrained Hugging Face language models, for the objective and the tokenizer of a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 DTYPES = ("float32", "bfloat16", "float16")
-# Vocabularies are padded to round numbers; one that is this much larger is another tokenizer's.
-_MOST_UNUSED_ROWS = 511
+# Vocabularies are padded to round numbers; a larger difference means another tokenizer.
+_MAX_UNUSED_ROWS = 511
 
 
 def load_pretrained(
@@ -28,32 +28,29 @@ def load_pretrained(
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
 ) -> PreTrainedModel:
-    """Load a pretrained language model with the head of an objective; its attention is the stock one.
+    """Load a pretrained language model with the head of an objective and dense attention.
 
     Args:
-        name_or_path: a folder that ``save_pretrained`` wrote, or a name on the hub; one that was loaded
-            before needs no network.
-        objective: what the model is trained for, or the name of a shipped objective, ``"mlm"`` or ``"clm"``:
-            AutoModelForMaskedLM, or under a causal one AutoModelForCausalLM; encoders such as BERT become
-            decoders.
-        vocab_size: token ids of the tokenizer that will be used: the model's own. The embedding may have up
-            to 511 rows more, which stand for no token.
-        num_heads: heads that the patterns were made for, to be compared with the model's; None for no
-            comparison.
+        name_or_path: folder from ``save_pretrained``, or name on the hub; a cached model needs no network.
+        objective: the objective, or the name of a shipped one: ``"mlm"`` (AutoModelForMaskedLM) or ``"clm"``
+            (AutoModelForCausalLM, as for every causal objective; encoders such as BERT become decoders).
+        vocab_size: number of token ids of the tokenizer, which must be that of the model. The embedding may
+            have up to 511 more rows, which are no token.
+        num_heads: number of heads of the patterns, compared with that of the model; None for no comparison.
         revision: branch, tag or commit on the hub.
-        dtype: of the parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
-        pad_token_id: padding of the tokenizer, to be compared with the model's; None for no comparison.
-        bos_token_id: not compared: checkpoints often do not know it.
+        dtype: dtype of the parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        gradient_checkpointing: recompute each layer in the backward pass instead of storing its activations.
+        pad_token_id: padding token of the tokenizer, compared with that of the model; None for no comparison.
+        bos_token_id: not compared, since checkpoints often lack it.
         eos_token_id: not compared.
 
     Returns:
-        The model, in training mode. Weights that the checkpoint lacks (a head, say) are fresh, with a
+        The model, in training mode. Weights that the checkpoint lacks, such as a head, are random, with a
         warning.
 
     Raises:
-        ValueError: an unknown objective or dtype, nothing to load under that name, an architecture without
-            the objective's head, other heads, or the vocabulary or padding of another tokenizer.
+        ValueError: the objective or dtype is unknown, there is no such model, the architecture has no head
+            for the objective, the number of heads differs, or vocabulary or padding are of another tokenizer.
 
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -93,7 +90,7 @@ def load_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
     """Load the configuration of a pretrained model, without its weights.
 
     Raises:
-        ValueError: there is nothing to load under that name.
+        ValueError: there is no such model.
 
     """
     from transformers import AutoConfig
@@ -111,7 +108,7 @@ def num_heads_of(name_or_path: str, revision: str | None = None) -> int:
     """Return the number of query heads of a pretrained model, from its configuration alone.
 
     Raises:
-        ValueError: there is nothing to load under that name.
+        ValueError: there is no such model.
 
     """
     config: Any = load_config(name_or_path, revision)
@@ -120,15 +117,15 @@ def num_heads_of(name_or_path: str, revision: str | None = None) -> int:
 
 def _check(config: Any, name: str, vocab_size: int, num_heads: int | None, pad_token_id: int | None) -> None:
     remedy = f"Use its own: tokenizer=huggingface tokenizer.name_or_path={name}"
-    if not 0 <= config.vocab_size - vocab_size <= _MOST_UNUSED_ROWS:
+    if not 0 <= config.vocab_size - vocab_size <= _MAX_UNUSED_ROWS:
         raise ValueError(
             f"vocab_size must be that of {name}, {config.vocab_size}; the tokenizer has {vocab_size}. "
             f"{remedy}"
         )
-    own = config.pad_token_id
-    if pad_token_id is not None and own is not None and pad_token_id != own:
+    expected = config.pad_token_id
+    if pad_token_id is not None and expected is not None and pad_token_id != expected:
         raise ValueError(
-            f"pad_token_id must be that of {name}, {own}; the tokenizer has {pad_token_id}. {remedy}"
+            f"pad_token_id must be that of {name}, {expected}; the tokenizer has {pad_token_id}. {remedy}"
         )
     if num_heads is not None and num_heads != config.num_attention_heads:
         raise ValueError(f"num_heads must be that of {name}, {config.num_attention_heads}; got {num_heads}")

@@ -1,7 +1,7 @@
-"""Puts the attention implementation ``longspan`` into transformers' registries.
+"""Registration of the attention implementation ``longspan`` in transformers.
 
-``import longspan`` has this done as soon as transformers' models are imported. It does not import them:
-they take seconds and, through torch's compiler, import Triton where it is installed.
+``import longspan`` arranges that it happens as soon as transformers' models are imported. It does not import
+them: they take seconds and, through torch's compiler, import Triton where it is installed.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def register() -> None:
         return
     AttentionInterface.register(NAME, longspan_attention)
     # The mask function reads closures and values, which torch.compile cannot trace: one clean break before
-    # the layers. `disable` imports torch's compiler, as transformers has done by now.
+    # the layers. `disable` imports torch's compiler, which transformers has already imported.
     AttentionMaskInterface.register(NAME, torch.compiler.disable(longspan_mask))

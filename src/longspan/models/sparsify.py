@@ -1,4 +1,4 @@
-"""Make a Hugging Face model sparse, in place and without rewriting any of its forwards."""
+"""Sparse attention for a Hugging Face model, in place and without changes to its forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from longspan.models.layers import (
     CONFIG_KEY,
     attach,
-    noted,
+    config_entry,
     pattern_or_dense,
     per_layer,
     self_attention_layers,
@@ -25,30 +25,29 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 def sparsify(
     model: Model, sparsity: SparsityConfig | Sequence[SparsityConfig | None], *, backend: str = "auto"
 ) -> Model:
-    """Give each self-attention layer of a model its `SparseSelfAttention`.
+    """Give each self-attention layer of a model a `SparseSelfAttention`.
 
-    The model's parameters and their names stay as they are. The patterns are noted in ``model.config``, so
-    that ``save_pretrained`` keeps them and ``from_pretrained(path, attn_implementation="longspan")`` is
-    sparse again; plain transformers ignores the note.
+    Parameters and their names do not change. The patterns are stored in ``model.config``, so
+    ``save_pretrained`` keeps them and ``from_pretrained(path, attn_implementation="longspan")`` is sparse
+    again; plain transformers ignores the entry.
 
-    With a key-value cache each new query attends what the pattern's last rows say at the present length. That
-    is what one forward over the whole text computes if the pattern's rows do not depend on the length (local
-    windows and fixed global blocks do not; random blocks and a short last window may).
+    With a key-value cache, new queries follow the last rows of the pattern at the current length. The result
+    equals one forward over the whole text if the rows of the pattern do not depend on the length, as for
+    local windows and fixed global blocks; random blocks and a short last window may depend on it.
 
     Args:
-        model: a Hugging Face model whose attention goes through transformers' attention interface.
-        sparsity: one pattern for all layers, or one a layer, where None leaves a layer dense. ALBERT, whose
-            layers share their weights, has as many layers here as sets of weights.
-        backend: what computes the attention, see `longspan.block_sparse_attention`. It is not kept with the
-            model: one that is loaded has "auto".
+        model: a Hugging Face model that uses transformers' attention interface.
+        sparsity: one pattern for all layers, or one per layer, where None keeps a layer dense. ALBERT, whose
+            layers share weights, has one per set of weights.
+        backend: backend of `longspan.block_sparse_attention`. It is not saved: loaded models have "auto".
 
     Returns:
-        The same model, its attention implementation set to ``longspan``.
+        The same model, with the attention implementation ``longspan``.
 
     Raises:
-        ValueError: another number of patterns than layers, a pattern of another number of heads than the
-            model, a model with cross attention, one with T5's dense position bias, or one that does not
-            follow the attention interface (BLOOM and MPT, for example, whose ALiBi is in their own code).
+        ValueError: the number of patterns or of heads differs from that of the model, or the model has cross
+            attention, has T5's dense position bias, or does not use the attention interface (BLOOM and MPT,
+            for example).
 
     """
     layers = self_attention_layers(model)
@@ -69,12 +68,12 @@ def sparsify(
         )
     for layer, pattern in zip(layers, patterns, strict=True):
         attach(layer, pattern_or_dense(pattern, config), backend)
-    setattr(config, CONFIG_KEY, noted(sparsity, patterns))
+    setattr(config, CONFIG_KEY, config_entry(sparsity, patterns))
     return model
 
 
 def _refuse_relative_bias(model: Any, layers: Sequence[Any]) -> None:
-    """Raise ValueError for T5 and its kin, whose first layer hands a bias of [heads, length, length] on."""
+    """Raise ValueError for T5 and related models, whose layers share a bias [heads, length, length]."""
     if any(hasattr(layer, "has_relative_attention_bias") for layer in layers):
         raise ValueError(
             f"{type(model).__name__} hands every layer a position_bias [heads, length, length], as large as "

@@ -1,10 +1,11 @@
-"""Patterns: configurations of block-sparse attention that make block layouts."""
+"""Patterns of block-sparse attention, as frozen configurations that make block layouts."""
 
 from longspan.sparsity.a_shape import AShapeSparsityConfig
 from longspan.sparsity.attention_sinks import AttentionSinksSparsityConfig
 from longspan.sparsity.base import SparsityConfig
 from longspan.sparsity.bigbird import BigBirdSparsityConfig
 from longspan.sparsity.bslongformer import BSLongformerSparsityConfig
+from longspan.sparsity.catalog import SHIPPED as SHIPPED  # importing it registers the shipped patterns
 from longspan.sparsity.combined import (
     CombinedSparsityConfig,
     DifferenceSparsityConfig,

@@ -1,4 +1,4 @@
-"""AttentionSinks: the first blocks and a sliding window."""
+"""AttentionSinks: initial blocks and a sliding window."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class AttentionSinksSparsityConfig(SparsityConfig):
     """Attention sinks with a window (StreamingLLM, Xiao et al. 2023, arXiv:2309.17453), over blocks.
 
     With ``w = num_sliding_window_blocks // 2`` row ``r`` keeps the sinks, ``c < num_sink_blocks``, and the
-    window, ``|r - c| <= w``; the lower triangle of that if unidirectional, which is StreamingLLM. The sinks
-    are seen by all and, unlike BigBird's global blocks, see no more than others.
+    window, ``|r - c| <= w``; if unidirectional only the lower triangle, as in StreamingLLM. Every row
+    keeps the sinks; unlike BigBird's global blocks, the rows of the sinks keep no more than other rows.
 
-    Density about ``(num_sink_blocks + 2 w + 1) / nb`` of ``nb`` blocks (``w`` less if unidirectional): linear
-    in the length.
+    Density about ``(num_sink_blocks + 2 w + 1) / nb`` of ``nb`` blocks (unidirectional: ``(num_sink_blocks +
+    w + 1) / nb``): linear in the length.
 
     Args:
         num_heads: number of attention heads, which all have the same layout.
-        block: tokens a block.
-        num_sink_blocks: blocks at the start that all see.
+        block: tokens per block.
+        num_sink_blocks: blocks at the start that every row keeps.
         num_sliding_window_blocks: width of the two-sided window; its half, rounded down, lies on either side.
         attention: "bidirectional" or "unidirectional" (causal to the token).
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     """
 
@@ -48,7 +48,7 @@ class AttentionSinksSparsityConfig(SparsityConfig):
             self._store(name, checks.integer(name, getattr(self, name), 0))
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """The sinks and the window."""
+        """Return the sinks and the window."""
         half, zero = self.num_sliding_window_blocks // 2, np.zeros_like(rows)
         starts = np.stack([zero, rows - half], axis=1)
         return starts, np.stack([zero + self.num_sink_blocks, rows + half + 1], axis=1)

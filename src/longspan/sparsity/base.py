@@ -1,8 +1,9 @@
-"""SparsityConfig: what every pattern is, a frozen configuration that makes block layouts."""
+"""SparsityConfig, the base class of the patterns: a frozen configuration that makes block layouts."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -18,24 +19,29 @@ from longspan_kernels.layout import BlockLayout
 _INT32_MAX = 2**31 - 1
 _CACHE = LayoutCache(max_layouts=512, max_bytes=1 << 30)
 
+# What `|`, `&` and `-` of two patterns make. The classes derive from SparsityConfig, so
+# `longspan.sparsity.combined` enters them here instead of being imported.
+OPERATORS: dict[str, Callable[[SparsityConfig, SparsityConfig], SparsityConfig]] = {}
+
 
 @dataclass(frozen=True)
 class SparsityConfig(ABC):
-    """A block-sparse attention pattern: the rule by which each block of queries chooses its blocks of keys.
+    """A block-sparse attention pattern: the rule that selects the key blocks of each query block.
 
-    A pattern is a value: immutable, hashable, equal to another of the same class and arguments, and it gives
+    A pattern is a value: immutable, hashable, equal to another one of the same class and arguments. It gives
     the same layout in every process. List arguments are stored as tuples. A new pattern is a frozen dataclass
-    that derives from this class, has a ``name`` and an ``attention``, and says in `intervals` which columns a
-    row keeps. Its arguments are of JSON's plain types, lists as tuples, or patterns: a compiled graph is
-    guarded by their values. ``a | b``, ``a & b`` and ``a - b`` are patterns too.
+    that derives from this class, has a ``name`` and an ``attention``, and returns from `intervals` the
+    columns that a row keeps. Its arguments are plain JSON types, with lists as tuples, or patterns: compiled
+    graphs are guarded by their values. ``a | b``, ``a & b`` and ``a - b`` are patterns too.
 
     Args:
         num_heads: number of attention heads, at least 1.
-        block: tokens a block on either side, at least 1.
-        different_layout_per_head: whether each head has a layout of its own; else head 0's serves all.
+        block: tokens per block, of queries and of keys, at least 1.
+        different_layout_per_head: whether heads may have different layouts; otherwise all have that of head
+            0.
 
     Raises:
-        ValueError: an argument is out of its range; the message names it, its value and what is allowed.
+        ValueError: an argument is out of range; the message names it, its value and the allowed values.
 
     """
 
@@ -57,15 +63,15 @@ class SparsityConfig(ABC):
 
     @abstractmethod
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Say which columns the rows keep, random ones and the direction aside, as a union of intervals.
+        """Return the columns that each row keeps, as intervals, before direction and random columns apply.
 
-        Intervals may overlap, be empty and reach beyond the matrix; the number of intervals a row must be the
-        same for all rows of all calls with the same ``num_blocks``.
+        Intervals may overlap, be empty and reach beyond the matrix. The number of intervals per row must be
+        the same for all rows of all calls with the same ``num_blocks``.
 
         Args:
-            rows: row blocks, int64 ``[rows]``.
+            rows: indices of query blocks, int64 ``[rows]``.
             num_blocks: blocks in the sequence.
-            head: the head.
+            head: index of the head.
 
         Returns:
             First and past-the-end columns, int64, both ``[rows, intervals]``.
@@ -74,7 +80,7 @@ class SparsityConfig(ABC):
 
     @property
     def random_blocks(self) -> tuple[int, int]:
-        """Number of random columns each row keeps besides, and the seed of their draw."""
+        """The number of additional random columns of each row, and the seed of the draw."""
         return 0, 0
 
     def check_num_blocks(self, num_blocks: int) -> None:
@@ -82,7 +88,7 @@ class SparsityConfig(ABC):
         return
 
     def defined_for(self, seq_len: int) -> bool:
-        """Say whether the pattern is defined for a sequence of ``seq_len`` tokens, or has too few blocks."""
+        """Return whether a sequence of ``seq_len`` tokens has enough blocks for the pattern."""
         try:
             self.check_num_blocks(-(-seq_len // self.block))
         except ValueError:
@@ -90,7 +96,7 @@ class SparsityConfig(ABC):
         return True
 
     def head_variant(self, head: int) -> int:
-        """Return a head whose layout ``head`` shares: heads of equal variant are built once."""
+        """Return the head with which ``head`` shares its layout; each distinct layout is built once."""
         return head if self.different_layout_per_head else 0
 
     def __post_init__(self) -> None:
@@ -98,7 +104,7 @@ class SparsityConfig(ABC):
         self._store("block", checks.integer("block", self.block, 1))
         checks.boolean("different_layout_per_head", self.different_layout_per_head)
         checks.direction(self.attention)
-        # A configuration file and `from_dict` give lists: equal patterns must be equal, and have a hash.
+        # Configuration files and `from_dict` give lists, which have no hash.
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), list):
                 self._store(field.name, _as_tuple(value))
@@ -107,17 +113,17 @@ class SparsityConfig(ABC):
         object.__setattr__(self, field, value)
 
     def layout(self, seq_len: int, q_len: int | None = None) -> BlockLayout:
-        """Make the layout of a sequence, without any object of the size of blocks x blocks; cached.
+        """Return the layout of a sequence, cached; no object of size blocks x blocks is made.
 
         Args:
             seq_len: tokens in the sequence; the last block may be short.
-            q_len: number of queries, the last ones of the sequence; all if not given. The result then holds
-                the last rows of the whole layout, the first of them entered ``lead`` positions from its
-                start.
+            q_len: number of queries, the last ones of the sequence; None for all. The result holds the last
+                rows of the whole layout; the first query is token ``lead`` of the first row.
 
         Raises:
-            ValueError: a length is no integer, ``seq_len`` is under 1, ``q_len`` is outside ``[1, seq_len]``,
-                the pattern is not defined for that many blocks, or keeps more blocks than can be addressed.
+            ValueError: a length is not an integer, ``seq_len`` is below 1, ``q_len`` is outside ``[1,
+                seq_len]``, the pattern is not defined for that many blocks, or it keeps more blocks than can
+                be addressed.
 
         """
         seq_len = checks.integer("seq_len", seq_len, 1)
@@ -125,7 +131,7 @@ class SparsityConfig(ABC):
         return _CACHE.get((self, seq_len, q_len), lambda: self._build(seq_len, q_len))
 
     def make_layout(self, seq_len: int) -> Tensor:
-        """Return the whole layout as int64 ``[num_heads, blocks, blocks]``, 1 where a block is kept.
+        """Return the layout as dense int64 ``[num_heads, blocks, blocks]``, 1 where a block is kept.
 
         Raises:
             ValueError: as `layout`.
@@ -134,28 +140,21 @@ class SparsityConfig(ABC):
         return self.layout(seq_len).to_dense()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"name": ..., argument: value, ...}``, of plain JSON types; `from_dict` is its inverse."""
+        """Return ``{"name": ..., argument: value, ...}`` in plain JSON types; `from_dict` is the inverse."""
         values = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
         return {"name": self.name, **values}
 
     def __or__(self, other: SparsityConfig) -> SparsityConfig:
-        """Union: the blocks that either keeps; heads, block and direction are the same in both."""
-        return self._combined("UnionSparsityConfig", other, patterns=(self, other))
+        """Return the union: the blocks in either pattern; heads, block and direction must agree."""
+        return OPERATORS["|"](self, other) if isinstance(other, SparsityConfig) else NotImplemented
 
     def __and__(self, other: SparsityConfig) -> SparsityConfig:
-        """Intersection: the blocks that both keep; heads, block and direction are the same in both."""
-        return self._combined("IntersectionSparsityConfig", other, patterns=(self, other))
+        """Return the intersection: the blocks in both patterns; heads, block and direction must agree."""
+        return OPERATORS["&"](self, other) if isinstance(other, SparsityConfig) else NotImplemented
 
     def __sub__(self, other: SparsityConfig) -> SparsityConfig:
-        """Difference: the blocks that the other does not keep; heads, block and direction are the same."""
-        return self._combined("DifferenceSparsityConfig", other, pattern=self, without=other)
-
-    def _combined(self, cls: str, other: SparsityConfig, **parts: Any) -> Any:
-        if not isinstance(other, SparsityConfig):
-            return NotImplemented
-        from longspan.sparsity import combined  # it derives from this class
-
-        return getattr(combined, cls)(self.num_heads, self.block, attention=self.attention, **parts)
+        """Return the difference: the blocks of this pattern only; heads, block and direction must agree."""
+        return OPERATORS["-"](self, other) if isinstance(other, SparsityConfig) else NotImplemented
 
     def _build(self, seq_len: int, q_len: int) -> BlockLayout:
         num_blocks = -(-seq_len // self.block)
@@ -166,7 +165,7 @@ class SparsityConfig(ABC):
         variants = list(dict.fromkeys(self.head_variant(head) for head in heads))
         counts, columns, kept = [], [], 0
         for head in variants:
-            of_rows, of_columns = compressed_rows(
+            head_counts, head_columns = compressed_rows(
                 lambda rows, head=head: self.intervals(rows, num_blocks, head),
                 first_row,
                 num_blocks,
@@ -175,19 +174,19 @@ class SparsityConfig(ABC):
                 head=head,
                 max_kept=_INT32_MAX - kept,
             )
-            kept += of_columns.size
-            counts.append(of_rows)
-            columns.append(of_columns)
+            kept += head_columns.size
+            counts.append(head_counts)
+            columns.append(head_columns)
         offsets = np.zeros((len(variants), num_blocks - first_row + 1), dtype=np.int64)
         offsets[:, 1:] = np.cumsum(np.concatenate(counts)).reshape(len(variants), -1)
         offsets[1:, 0] = offsets[:-1, -1]
-        of_heads = [variants.index(self.head_variant(head)) for head in heads]
+        head_layouts = [variants.index(self.head_variant(head)) for head in heads]
         if not self.different_layout_per_head:
-            of_heads *= self.num_heads
+            head_layouts *= self.num_heads
         return BlockLayout.from_csr(
             torch.from_numpy(offsets),
             torch.from_numpy(np.concatenate(columns)),
-            torch.tensor(of_heads),
+            torch.tensor(head_layouts),
             block=self.block,
             k_blocks=num_blocks,
             causal=causal,
@@ -196,7 +195,7 @@ class SparsityConfig(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """Write an argument in types that JSON has, a pattern as its dictionary."""
+    """Return an argument in JSON types, with a pattern as its dictionary."""
     if isinstance(value, SparsityConfig):
         return value.to_dict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""BigBird: a sliding window, global blocks at the start, random blocks."""
+"""BigBird: a sliding window, global blocks at the start and random blocks."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ class BigBirdSparsityConfig(SparsityConfig):
     """BigBird (Zaheer et al. 2020, arXiv:2007.14062): a sliding window, global blocks and random blocks.
 
     Row ``r`` keeps ``|r - c| <= n // 2`` (``n = num_sliding_window_blocks``), ``c < G`` and, if ``r < G``,
-    every column (``G = num_global_blocks``), and ``R = num_random_blocks`` random columns besides, drawn from
-    those that the rest does not keep; a row draws what there is. If unidirectional, the lower triangle of it
-    all.
+    every column (``G = num_global_blocks``), and ``R = num_random_blocks`` random columns, drawn from the
+    columns that are not kept yet; a row with fewer free columns draws all of them. If unidirectional, only
+    the lower triangle.
 
-    Density about ``(2 (n // 2) + 1 + 2 G + R) / nb`` of ``nb`` blocks (unidirectional: the rows of the global
-    blocks and half the window less): linear in the length.
+    Density about ``(2 (n // 2) + 1 + 2 G + R) / nb`` of ``nb`` blocks (unidirectional: without the global
+    rows and half the window): linear in the length.
 
     Args:
         num_heads: number of attention heads.
-        block: tokens a block.
-        different_layout_per_head: whether each head draws its own random blocks.
-        num_random_blocks: random columns a row.
+        block: tokens per block.
+        different_layout_per_head: whether heads draw different random blocks.
+        num_random_blocks: random columns per row.
         num_sliding_window_blocks: width of the window; its half, rounded down, lies on either side.
-        num_global_blocks: blocks at the start that see, and are seen by, all.
+        num_global_blocks: blocks at the start that attend, and are attended by, every block.
         attention: "bidirectional" or "unidirectional" (causal to the token).
-        seed: of the random blocks, in ``[0, 2**64)``.
+        seed: seed of the random blocks, in ``[0, 2**64)``.
 
     Raises:
-        ValueError: an argument is out of its range; in ``layout``, also a sequence of fewer blocks than one
-            of the three numbers.
+        ValueError: an argument is out of range; in ``layout``, also if the sequence has fewer blocks
+            than one of the three numbers.
 
     """
 
@@ -56,11 +56,11 @@ class BigBirdSparsityConfig(SparsityConfig):
 
     @property
     def random_blocks(self) -> tuple[int, int]:
-        """Number of random columns a row, and their seed."""
+        """The number of random columns per row, and the seed of the draw."""
         return self.num_random_blocks, self.seed
 
     def check_num_blocks(self, num_blocks: int) -> None:
-        """Fewer blocks than any of the three numbers are an error."""
+        """Raise ValueError if one of the three numbers exceeds the number of blocks."""
         for field in ("num_random_blocks", "num_sliding_window_blocks", "num_global_blocks"):
             value = getattr(self, field)
             if value > num_blocks:
@@ -69,11 +69,11 @@ class BigBirdSparsityConfig(SparsityConfig):
                 )
 
     def head_variant(self, head: int) -> int:
-        """Only random blocks differ from head to head."""
+        """Return ``head`` if heads draw different random blocks, else 0."""
         return head if self.different_layout_per_head and self.num_random_blocks else 0
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """The window, the global columns, and every column for a global row."""
+        """Return the window, the global columns, and all columns for global rows."""
         half, zero = self.num_sliding_window_blocks // 2, np.zeros_like(rows)
         starts = np.stack([rows - half, zero, zero], axis=1)
         whole = np.where(rows < self.num_global_blocks, num_blocks, 0)

@@ -1,4 +1,4 @@
-"""A bounded cache of layouts."""
+"""A cache of layouts with bounds on their number and bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from longspan_kernels.layout import BlockLayout
 
 
 class LayoutCache:
-    """The layouts used last, as many as the bounds allow; the latest one is always kept.
+    """A cache of the most recently used layouts; the latest one is always kept.
 
     Args:
-        max_layouts: layouts kept at the most.
-        max_bytes: bytes kept at the most, counting the tensors of the layouts.
+        max_layouts: largest number of cached layouts.
+        max_bytes: largest total size of the tensors of the cached layouts.
 
     """
 
@@ -29,12 +29,12 @@ class LayoutCache:
         return len(self._layouts)
 
     def get(self, key: Hashable, build: Callable[[], BlockLayout]) -> BlockLayout:
-        """Return the layout kept under ``key``, or build and keep it."""
+        """Return the layout cached under ``key``, or build and cache it."""
         with self._lock:
             if key in self._layouts:
                 self._layouts.move_to_end(key)
                 return self._layouts[key]
-        layout = build()  # outside of the lock: a long build does not hold up other threads
+        layout = build()  # without the lock, so that a long build does not block other threads
         with self._lock:
             if key in self._layouts:
                 return self._layouts[key]

@@ -1,4 +1,4 @@
-"""Checks of a pattern's arguments: each returns the value as it is stored, or names what is wrong with it."""
+"""Checks of the arguments of patterns: each returns the value to store, or raises a ValueError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> 
     """Return ``value`` as an int.
 
     Raises:
-        ValueError: ``value`` is no integer (a boolean is none) or lies outside ``[minimum, maximum]``.
+        ValueError: ``value`` is not an integer (booleans are not) or lies outside ``[minimum, maximum]``.
 
     """
     allowed = f"an integer of at least {minimum}" + ("" if maximum is None else f" and at most {maximum}")
@@ -30,7 +30,7 @@ def integers(name: str, value: Any, minimum: int) -> tuple[int, ...]:
     """Return a list-like ``value`` as a tuple of ints.
 
     Raises:
-        ValueError: ``value`` is no list of integers of at least ``minimum``.
+        ValueError: ``value`` is not a list of integers of at least ``minimum``.
 
     """
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
@@ -39,10 +39,10 @@ def integers(name: str, value: Any, minimum: int) -> tuple[int, ...]:
 
 
 def share(name: str, value: Any) -> float:
-    """Return ``value``, a share of a whole, as a float.
+    """Return ``value``, a fraction in (0, 1], as a float.
 
     Raises:
-        ValueError: ``value`` is no number (a boolean is none) or lies outside ``(0, 1]``.
+        ValueError: ``value`` is not a number (booleans are not) or lies outside ``(0, 1]``.
 
     """
     try:
@@ -79,7 +79,7 @@ def direction(value: Any) -> Attention:
 
 
 def bidirectional_if_horizontal(attention: Attention, horizontal_global_attention: bool) -> None:
-    """Raise ValueError where global rows that see everything are asked for in a unidirectional pattern."""
+    """Raise ValueError if a unidirectional pattern has global rows that keep every column."""
     if horizontal_global_attention and attention == "unidirectional":
         raise ValueError(
             "horizontal_global_attention must be False with attention 'unidirectional', got True: a global "

@@ -10,18 +10,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from longspan.sparsity.base import SparsityConfig
+from longspan.sparsity.base import OPERATORS, SparsityConfig
 from longspan.sparsity.checks import Attention
 from longspan_kernels.layout import BlockLayout
 
 
 @dataclass(frozen=True)
 class CombinedSparsityConfig(SparsityConfig):
-    """A pattern made of the layouts of others: what union, intersection and difference share.
+    """A pattern that combines the layouts of other patterns: the base of union, intersection and difference.
 
-    Blocks are combined head by head, so a part may have a layout for each head. All parts have the heads, the
-    block and the direction of the whole: on the diagonal a kept block means other tokens in a causal pattern
-    than in a bidirectional one, so that no set of blocks is the union or the difference of the two.
+    Blocks are combined head by head, so a part may have a layout per head. All parts have the heads, the
+    block and the direction of the whole: a kept block on the diagonal means other tokens in a causal pattern
+    than in a bidirectional one, so no set of blocks is the union or the difference of the two.
     """
 
     different_layout_per_head: bool = field(default=False, init=False, repr=False)
@@ -29,7 +29,7 @@ class CombinedSparsityConfig(SparsityConfig):
     @property
     @abstractmethod
     def parts(self) -> dict[str, SparsityConfig]:
-        """The patterns it is made of, in order, by the words that an error calls them by."""
+        """The combined patterns, in order, by their name in error messages."""
 
     @abstractmethod
     def combine(self, first: BlockLayout, second: BlockLayout) -> BlockLayout:
@@ -41,19 +41,19 @@ class CombinedSparsityConfig(SparsityConfig):
             if not isinstance(part, SparsityConfig):
                 raise ValueError(f"{where} must be a pattern, got {part!r}")
             for name in ("num_heads", "block", "attention"):
-                own, theirs = getattr(self, name), getattr(part, name)
-                if own != theirs:
+                expected, actual = getattr(self, name), getattr(part, name)
+                if expected != actual:
                     raise ValueError(
-                        f"{where} ({part.name}) must have the {name} of its {self.name}, {own!r}, got "
-                        f"{theirs!r}"
+                        f"{where} ({part.name}) must have the {name} of its {self.name}, {expected!r}, got "
+                        f"{actual!r}"
                     )
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Raise NotImplementedError: only the parts have intervals."""
+        """Raise NotImplementedError: a combination has layouts, only its parts have intervals."""
         raise NotImplementedError(f"{self.name} is made of the layouts of its parts")
 
     def check_num_blocks(self, num_blocks: int) -> None:
-        """Raise ValueError where a part is not defined for so many blocks."""
+        """Raise ValueError if a part is not defined for ``num_blocks`` blocks."""
         for where, part in self.parts.items():
             try:
                 part.check_num_blocks(num_blocks)
@@ -66,35 +66,35 @@ class CombinedSparsityConfig(SparsityConfig):
 
 
 @dataclass(frozen=True)
-class _SeveralSparsityConfig(CombinedSparsityConfig):
+class _NaryCombination(CombinedSparsityConfig):
     """A pattern made of any number of others."""
 
-    # A tuple, once it is checked.
+    # Stored as a tuple.
     patterns: tuple[SparsityConfig, ...] | Mapping[str, SparsityConfig] = field(kw_only=True)
     attention: Attention = "bidirectional"
 
     def __post_init__(self) -> None:
-        self._store("patterns", _listed(self.patterns))
+        self._store("patterns", _as_patterns(self.patterns))
         super().__post_init__()
 
     @property
     def parts(self) -> dict[str, SparsityConfig]:
         """The patterns."""
-        return {f"patterns[{n}]": pattern for n, pattern in enumerate(_listed(self.patterns))}
+        return {f"patterns[{n}]": pattern for n, pattern in enumerate(_as_patterns(self.patterns))}
 
 
 @dataclass(frozen=True)
-class UnionSparsityConfig(_SeveralSparsityConfig):
-    """The blocks that any of the patterns keeps; ``a | b`` is the same of two.
+class UnionSparsityConfig(_NaryCombination):
+    """The blocks that any of the patterns keeps; ``a | b`` is the union of two.
 
     Args:
-        num_heads: number of attention heads, of every part too.
-        block: tokens a block, of every part too.
+        num_heads: number of attention heads, the same in every part.
+        block: tokens per block, the same in every part.
         patterns: the parts, at least one: a list, or a mapping, whose keys are names for a command line.
-        attention: "bidirectional" or "unidirectional", of every part too.
+        attention: "bidirectional" or "unidirectional", the same in every part.
 
     Raises:
-        ValueError: there is no part, one is no pattern, or has other heads, another block or direction.
+        ValueError: no part is given, a part is not a pattern, or its heads, block or direction differ.
 
     """
 
@@ -106,19 +106,19 @@ class UnionSparsityConfig(_SeveralSparsityConfig):
 
 
 @dataclass(frozen=True)
-class IntersectionSparsityConfig(_SeveralSparsityConfig):
-    """The blocks that all of the patterns keep; ``a & b`` is the same of two.
+class IntersectionSparsityConfig(_NaryCombination):
+    """The blocks that all of the patterns keep; ``a & b`` is the intersection of two.
 
-    A row that is left without a block attends nothing.
+    A row without any block attends nothing.
 
     Args:
-        num_heads: number of attention heads, of every part too.
-        block: tokens a block, of every part too.
+        num_heads: number of attention heads, the same in every part.
+        block: tokens per block, the same in every part.
         patterns: the parts, at least one: a list, or a mapping, whose keys are names for a command line.
-        attention: "bidirectional" or "unidirectional", of every part too.
+        attention: "bidirectional" or "unidirectional", the same in every part.
 
     Raises:
-        ValueError: there is no part, one is no pattern, or has other heads, another block or direction.
+        ValueError: no part is given, a part is not a pattern, or its heads, block or direction differ.
 
     """
 
@@ -131,19 +131,19 @@ class IntersectionSparsityConfig(_SeveralSparsityConfig):
 
 @dataclass(frozen=True)
 class DifferenceSparsityConfig(CombinedSparsityConfig):
-    """The blocks that one pattern keeps and another does not; ``a - b`` is the same.
+    """The blocks that one pattern keeps and another does not: ``a - b``.
 
-    A row that is left without a block attends nothing.
+    A row without any block attends nothing.
 
     Args:
-        num_heads: number of attention heads, of both parts too.
-        block: tokens a block, of both parts too.
-        pattern: what is kept.
-        without: what is taken away from it.
-        attention: "bidirectional" or "unidirectional", of both parts too.
+        num_heads: number of attention heads, the same in both parts.
+        block: tokens per block, the same in both parts.
+        pattern: the pattern whose blocks are kept.
+        without: the pattern whose blocks are removed.
+        attention: "bidirectional" or "unidirectional", the same in both parts.
 
     Raises:
-        ValueError: a part is no pattern, or has other heads, another block or direction.
+        ValueError: a part is not a pattern, or its heads, block or direction differ.
 
     """
 
@@ -155,15 +155,36 @@ class DifferenceSparsityConfig(CombinedSparsityConfig):
 
     @property
     def parts(self) -> dict[str, SparsityConfig]:
-        """The pattern and what is taken from it."""
+        """The pattern and the subtracted one."""
         return {"pattern": self.pattern, "without": self.without}
 
     def combine(self, first: BlockLayout, second: BlockLayout) -> BlockLayout:
-        """Take the blocks of the second from the first."""
+        """Remove the blocks of the second layout from the first."""
         return first - second
 
 
-def _listed(patterns: Any) -> tuple[Any, ...]:
+def _union(first: SparsityConfig, second: SparsityConfig) -> SparsityConfig:
+    return UnionSparsityConfig(
+        first.num_heads, first.block, attention=first.attention, patterns=(first, second)
+    )
+
+
+def _intersection(first: SparsityConfig, second: SparsityConfig) -> SparsityConfig:
+    return IntersectionSparsityConfig(
+        first.num_heads, first.block, attention=first.attention, patterns=(first, second)
+    )
+
+
+def _difference(first: SparsityConfig, second: SparsityConfig) -> SparsityConfig:
+    return DifferenceSparsityConfig(
+        first.num_heads, first.block, attention=first.attention, pattern=first, without=second
+    )
+
+
+OPERATORS.update({"|": _union, "&": _intersection, "-": _difference})
+
+
+def _as_patterns(patterns: Any) -> tuple[Any, ...]:
     if isinstance(patterns, Mapping):
         patterns = patterns.values()
     if not isinstance(patterns, Iterable) or isinstance(patterns, str) or not (listed := tuple(patterns)):

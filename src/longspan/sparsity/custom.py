@@ -1,11 +1,11 @@
-"""Patterns of one's own, outside of this package: `longspan.sparsity.custom.NAME` is their module.
+"""Patterns outside of this repository: `longspan.sparsity.custom.NAME` is the module of one of them.
 
-The environment variable LONGSPAN_PATH names folders, separated as those of PATH, that are laid out as conf/
-is, with code beside the configuration: `sparsity/stripes.py` holds the class, `sparsity/stripes.yaml` its
-arguments. The command line adds the folder of its flag ``--config-dir``. This module is a package whose
-files are the Python files of those `sparsity` folders. A configuration can so name what lies in a folder that
-the user has named, and nothing else; and whatever has the variable finds the class by its module's name: the
-jobs of a sweep, the processes of a strategy, a pickle, a saved model.
+The environment variable LONGSPAN_PATH lists folders, separated as in PATH, that have the layout of conf/ with
+code beside the configuration: `sparsity/stripes.py` holds the class, `sparsity/stripes.yaml` its arguments.
+The command line adds the folder of its flag ``--config-dir``. This module acts as a package of the Python
+files in those `sparsity` folders. So a configuration can name code in the folders that the user has listed,
+and no other code. Every process with the variable imports the class by the name of its module: the jobs of a
+sweep, the processes of a strategy, a pickle, a saved model.
 
 docs/custom-patterns.md shows it.
 """
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 
 def find(name: object) -> type[SparsityConfig] | None:
-    """Return the pattern called ``name`` of the module of that name; None where there is none."""
+    """Return the pattern called ``name`` in the module of that name, or None if there is none."""
     if not isinstance(name, str) or not name.isidentifier():
         return None
     full_name = f"{__name__}.{name}"
     if importlib.util.find_spec(full_name) is None:
         return None
     module = importlib.import_module(full_name)
-    for found in vars(module).values():
-        # By its `name`, which a class that the module merely imports does not have.
-        if isinstance(found, type) and found.__dict__.get("name") == name:
-            return found
+    for value in vars(module).values():
+        # Classes that the module only imports have another `name`.
+        if isinstance(value, type) and value.__dict__.get("name") == name:
+            return value
     return None
 
 
 def where(name: object) -> str:
-    """Say where a pattern of one's own is looked for, for an error."""
-    named = ", ".join(str(folder / "sparsity") for folder in folders())
+    """Describe where the file of a pattern is searched, for an error message."""
+    searched = ", ".join(str(folder / "sparsity") for folder in folders())
     return (
         f"a pattern of your own is found in sparsity/{name}.py of a folder that {VARIABLE} or --config-dir "
-        f"names (now: {named or 'none'})"
+        f"names (now: {searched or 'none'})"
     )
 
 
 class _SparsityFolders:
-    """The `sparsity` folders by now, whenever Python asks where the modules of this package lie."""
+    """The current `sparsity` folders: Python iterates over this when it imports a module of this package."""
 
     def __iter__(self) -> Iterator[str]:
         return iter([str(folder / "sparsity") for folder in folders()])
@@ -58,5 +58,5 @@ __path__: Any = _SparsityFolders()
 
 
 def __getattr__(name: str) -> Any:
-    # What `import` has not found, as a module is an attribute of its package once it is imported.
+    # Called for a module that was not imported: an imported one is an attribute of its package.
     raise AttributeError(where(name) if name.isidentifier() and not name.startswith("_") else name)

@@ -20,12 +20,12 @@ class DenseSparsityConfig(SparsityConfig):
 
     Args:
         num_heads: number of attention heads.
-        block: tokens a block.
-        different_layout_per_head: accepted for likeness with the other patterns; all heads are equal.
+        block: tokens per block.
+        different_layout_per_head: accepted for symmetry with the other patterns; all heads have one layout.
         attention: "bidirectional" or "unidirectional" (causal to the token).
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     """
 
@@ -34,10 +34,10 @@ class DenseSparsityConfig(SparsityConfig):
     name: ClassVar[str] = "dense"
 
     def head_variant(self, head: int) -> int:
-        """All heads are equal."""
+        """Return 0: all heads have one layout."""
         return 0
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every column."""
+        """Return all columns."""
         starts = np.zeros((rows.size, 1), dtype=np.int64)
         return starts, starts + num_blocks

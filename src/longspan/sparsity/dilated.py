@@ -1,4 +1,4 @@
-"""Dilated: segments of growing length, within each every so many blocks."""
+"""Dilated: segments of several lengths, with every d-th block of each."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ class DilatedSparsityConfig(SparsityConfig):
     """Dilated attention (LongNet, Ding et al. 2023, arXiv:2307.02486), over blocks.
 
     A segment length ``w`` with its dilation ``d`` cuts the sequence into segments of ``w`` blocks and selects
-    every ``d``-th block of each, from the ``s``-th on: a selected row keeps the selected columns of its own
-    segment, another row none. The pattern is the union over the pairs of lengths and dilations. The offset
-    ``s`` is 0, or ``head % d`` with ``different_layout_per_head``, so that ``d`` heads select every block.
+    every ``d``-th block of each, from the ``s``-th on: a selected row keeps the selected columns of its
+    segment, other rows keep none. The pattern is the union over the pairs of lengths and dilations. The
+    offset ``s`` is 0, or ``head % d`` with ``different_layout_per_head``, so that ``d`` heads select every
+    block.
 
-    LongNet adds the pairs up by the denominators of their softmaxes, which counts a key once for each pair
-    that selects it; here one softmax runs over the union. A row that no pair selects attends nothing: let one
-    dilation be 1.
+    LongNet weights the pairs by the denominators of their softmaxes, which counts a key once for each pair
+    that selects it; here one softmax runs over the union. A row that no pair selects attends nothing, so one
+    dilation should be 1.
 
     A row keeps at most ``sum of w / d`` blocks: density about that over ``nb``, linear in the length.
 
     Args:
         num_heads: number of attention heads.
-        block: tokens a block.
-        different_layout_per_head: whether each head has its own offset.
+        block: tokens per block.
+        different_layout_per_head: whether the offset differs between heads.
         segment_blocks: length of the segments in blocks, one for each pair, each at least 1; a segment may be
             longer than the sequence.
-        dilations: of each pair, at least 1 and at most the length of its segments.
+        dilations: dilation of each pair, at least 1 and at most the length of its segments.
         attention: "bidirectional" or "unidirectional" (causal to the token).
 
     Raises:
-        ValueError: an argument is out of its range, or the two lists do not go together.
+        ValueError: an argument is out of range, or the two lists do not match.
 
     """
 
@@ -55,11 +56,11 @@ class DilatedSparsityConfig(SparsityConfig):
         self._store("dilations", dilations)
 
     def head_variant(self, head: int) -> int:
-        """Heads of the same offsets share a layout."""
+        """Return the first head with the same offsets."""
         return head % math.lcm(*self.dilations) if self.different_layout_per_head else 0
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each pair the selected blocks of the row's segment, or nothing."""
+        """Return, for each pair, the selected blocks of the row's segment, or an empty interval."""
         starts, stops = [], []
         for length, dilation in zip(self.segment_blocks, self.dilations, strict=True):
             offset = head % dilation if self.different_layout_per_head else 0
@@ -79,8 +80,8 @@ def checked_pairs(segment_blocks: Any, dilations: Any) -> tuple[tuple[int, ...],
     """Return the lengths and the dilations as tuples.
 
     Raises:
-        ValueError: one is no list of integers of at least 1, they differ in number or are none, or a
-            dilation exceeds its length.
+        ValueError: one is not a list of integers of at least 1, the lists are empty or their lengths differ,
+            or a dilation exceeds its length.
 
     """
     lengths = checks.integers("segment_blocks", segment_blocks, 1)

@@ -1,4 +1,4 @@
-"""Fixed: windows that do not overlap, and the last blocks of each for all."""
+"""Fixed: windows that do not overlap, and the last blocks of every window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FixedSparsityConfig(SparsityConfig):
 
     With ``l = num_local_blocks``, ``g = num_global_blocks`` and ``P = num_different_global_patterns``, row
     ``r`` keeps its window, ``c // l == r // l``, and of every window the ``g`` blocks that start at
-    ``f = l - (1 + head % P) * g``; of a short last window those that start at ``min(f, its length - g)``,
+    ``f = l - (1 + head % P) * g``. In a short last window they start at ``min(f, its length - g)``,
     counted from its first block.
 
     The density tends to ``g / l`` (half of it if unidirectional): quadratic in the length with a smaller
@@ -26,18 +26,18 @@ class FixedSparsityConfig(SparsityConfig):
 
     Args:
         num_heads: number of attention heads.
-        block: tokens a block.
+        block: tokens per block.
         different_layout_per_head: whether heads may differ, as ``num_different_global_patterns`` above 1
             needs.
         num_local_blocks: blocks in a window, at least 1.
         num_global_blocks: global blocks of each window, a divisor of ``num_local_blocks``, or 0 for none.
         attention: "bidirectional" or "unidirectional" (causal to the token).
-        horizontal_global_attention: whether global blocks, as rows, keep every column; bidirectional only.
+        horizontal_global_attention: whether the rows of global blocks keep every column; bidirectional only.
         num_different_global_patterns: number of choices of the global blocks within a window; head ``h`` has
             choice ``h % P``. At most ``num_local_blocks // num_global_blocks``.
 
     Raises:
-        ValueError: an argument is out of its range, or two of them contradict one another.
+        ValueError: an argument is out of range, or two arguments contradict each other.
 
     """
 
@@ -76,11 +76,11 @@ class FixedSparsityConfig(SparsityConfig):
             )
 
     def head_variant(self, head: int) -> int:
-        """Heads of one choice of global blocks share a layout."""
+        """Return the first head with the same choice of global blocks."""
         return head % self.num_different_global_patterns
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """The window and the global blocks of every window."""
+        """Return the window, the global blocks of every window, and all columns for global rows."""
         size, chosen = self.num_local_blocks, self.num_global_blocks
         offset = size - (1 + head % self.num_different_global_patterns) * chosen
         short = num_blocks % size
@@ -89,7 +89,7 @@ class FixedSparsityConfig(SparsityConfig):
         if short:
             start = min(num_blocks - short + offset, num_blocks - chosen)
             stop = start + chosen
-            if start < 0:  # fewer blocks than one choice holds: DeepSpeed's slice counts from the end
+            if start < 0:  # fewer blocks than num_global_blocks: DeepSpeed's slice counts from the end
                 start, stop = max(0, start + num_blocks), num_blocks
             first, past = np.append(first, start), np.append(past, stop)
         window = rows[:, None] // size * size

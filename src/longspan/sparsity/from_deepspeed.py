@@ -13,18 +13,18 @@ from longspan.sparsity.base import SparsityConfig
 from longspan.sparsity.registry import PATTERNS, arguments, build
 
 _MODES = ("dense", "fixed", "variable", "bigbird", "bslongformer", "local_sliding_window")
-# DeepSpeed's parser reads the first of these, its examples and its documentation write the second.
-_MISSPELT, _SPELT = "num_differnt_global_patterns", "num_different_global_patterns"
-# What DeepSpeed's parser fills in for an absent key, where it is not the default of the class.
-_FILLED_IN = {"num_random_blocks": 0}
+# DeepSpeed's parser reads the first spelling; its examples and documentation use the second.
+_PARSER_KEY, _DOCUMENTED_KEY = "num_differnt_global_patterns", "num_different_global_patterns"
+# The defaults of DeepSpeed's parser for absent keys, where they differ from those of the class.
+_PARSER_DEFAULTS = {"num_random_blocks": 0}
 
 
 def from_deepspeed(config: Mapping[str, Any] | str | os.PathLike[str], num_heads: int) -> SparsityConfig:
     """Make the pattern that a DeepSpeed configuration names.
 
-    The block ``"sparse_attention": {"mode": ..., ...}`` may stand as it is. As in DeepSpeed an absent mode
-    means "fixed", absent keys have DeepSpeed's defaults (no random blocks in BigBird, for one), and keys that
-    only other modes read are not used: a warning names those.
+    The block ``"sparse_attention": {"mode": ..., ...}`` needs no change. As in DeepSpeed, an absent mode
+    means "fixed", absent keys have DeepSpeed's defaults (no random blocks in BigBird, for example), and keys
+    that only other modes read are ignored, with a warning that names them.
 
     Args:
         config: the whole configuration or its ``sparse_attention`` block, or the path of a JSON file of
@@ -32,8 +32,8 @@ def from_deepspeed(config: Mapping[str, Any] | str | os.PathLike[str], num_heads
         num_heads: number of attention heads of the model.
 
     Raises:
-        ValueError: there is no such block, the mode or a key is unknown to DeepSpeed, or a value is out of
-            its range.
+        ValueError: there is no such block, DeepSpeed does not know the mode or a key, or a value is out of
+            range.
         OSError: the file cannot be read.
 
     """
@@ -41,10 +41,13 @@ def from_deepspeed(config: Mapping[str, Any] | str | os.PathLike[str], num_heads
     mode = block.pop("mode", "fixed")
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
-    if _MISSPELT in block:
-        value = block.pop(_MISSPELT)
-        if block.setdefault(_SPELT, value) != value:
-            raise ValueError(f"{_MISSPELT} is {value!r} but {_SPELT} is {block[_SPELT]!r}: give one of them")
+    if _PARSER_KEY in block:
+        value = block.pop(_PARSER_KEY)
+        if block.setdefault(_DOCUMENTED_KEY, value) != value:
+            raise ValueError(
+                f"{_PARSER_KEY} is {value!r} but {_DOCUMENTED_KEY} is {block[_DOCUMENTED_KEY]!r}: "
+                "give one of them"
+            )
     cls = PATTERNS[mode]
     allowed = [name for name in arguments(cls) if name != "num_heads"]
     known = _known_keys()
@@ -61,7 +64,7 @@ def from_deepspeed(config: Mapping[str, Any] | str | os.PathLike[str], num_heads
             f"{', '.join(allowed)}",
             stacklevel=2,
         )
-    defaults = {key: value for key, value in _FILLED_IN.items() if key in allowed}
+    defaults = {key: value for key, value in _PARSER_DEFAULTS.items() if key in allowed}
     used = {key: value for key, value in block.items() if key in allowed}
     return build(cls, {"num_heads": num_heads, **defaults, **used})
 
@@ -85,7 +88,7 @@ def _block(config: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, A
     block = config.get("sparse_attention", config)
     if not isinstance(block, Mapping):
         raise ValueError(f"sparse_attention must be a dictionary with a mode, got {block!r}")
-    if block is config and not ({"mode", _MISSPELT, *_known_keys()} & set(config)):
+    if block is config and not ({"mode", _PARSER_KEY, *_known_keys()} & set(config)):
         raise ValueError(
             f"{origin} has no sparse_attention block and is none itself; its keys are "
             f"{', '.join(map(str, config)) or 'none'}"

@@ -1,4 +1,4 @@
-"""HeadMixture: patterns of their own for the heads of a layer."""
+"""HeadMixture: different patterns for the heads of a layer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from longspan.sparsity.base import SparsityConfig
 from longspan.sparsity.checks import Attention
+from longspan.sparsity.mixture import named_pattern, parse
+from longspan.sparsity.registry import from_dict
 from longspan_kernels.layout import BlockLayout, stack_heads
 
 
@@ -18,26 +20,26 @@ class HeadMixtureSparsityConfig(SparsityConfig):
     """A layer whose heads have different patterns, as those of Sparse Transformers may (arXiv:1904.10509).
 
     The first heads have the first pattern, and so on. The layout of the layer is a list of the distinct
-    layouts and a map from heads to them, so heads of one pattern share the memory of one.
+    layouts and a map from heads to them, so heads of one pattern share memory.
 
-    The patterns can be given as a line, ``"local*3 dense"``, in the form of
-    `longspan.sparsity.mixture.layer_patterns`: they get ``block`` and ``attention``, the counts are heads,
-    and where a line for fewer heads comes out even, each pattern has as many times more of them. Or as
-    patterns, each with its own ``num_heads``. Both are stored as a tuple of patterns.
+    The patterns are given as a line, ``"local*3 dense"``, in the form of
+    `longspan.sparsity.mixture.layer_patterns`: counts are heads, and the patterns get ``block`` and
+    ``attention`` of the whole. If the counts sum to a divisor of ``num_heads``, each is multiplied. Or they
+    are given as patterns, each with its ``num_heads``. Both forms are stored as a tuple of patterns.
 
     Args:
-        num_heads: number of attention heads: the sum of the patterns' own.
-        block: tokens a block, of every pattern too.
+        num_heads: number of attention heads: the sum over the patterns.
+        block: tokens per block, the same in every pattern.
         patterns: a line, a list of patterns, or a mapping of them, whose keys are names for a command line.
-        attention: "bidirectional" or "unidirectional" (causal to the token), of every pattern too.
+        attention: "bidirectional" or "unidirectional" (causal to the token), the same in every pattern.
 
     Raises:
-        ValueError: a line of another form, an unknown pattern, other heads, another block or direction in a
-            pattern than in the whole; in ``layout``, a sequence for which one of the patterns is not defined.
+        ValueError: the line is malformed, a pattern is unknown, or the heads, block or direction of a pattern
+            differ from those of the whole; in ``layout``, a pattern is not defined for the sequence.
 
     """
 
-    # Whether heads differ is what the patterns say.
+    # The patterns decide whether heads differ.
     different_layout_per_head: bool = field(default=True, init=False, repr=False)
     patterns: str | Sequence[SparsityConfig] | Mapping[str, SparsityConfig] = "local_sliding_window dense"
     attention: Attention = "bidirectional"
@@ -46,14 +48,14 @@ class HeadMixtureSparsityConfig(SparsityConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._store("patterns", self._children(self.patterns))
+        self._store("patterns", self._as_patterns(self.patterns))
         for where, pattern in enumerate(self.children):
             for argument in ("block", "attention"):
-                own, other = getattr(self, argument), getattr(pattern, argument)
-                if own != other:
+                expected, actual = getattr(self, argument), getattr(pattern, argument)
+                if expected != actual:
                     raise ValueError(
-                        f"patterns[{where}] ({pattern.name}) must have the {argument} of the whole, {own!r}, "
-                        f"got {other!r}"
+                        f"patterns[{where}] ({pattern.name}) must have the {argument} of the whole, "
+                        f"{expected!r}, got {actual!r}"
                     )
         heads = [pattern.num_heads for pattern in self.children]
         if sum(heads) != self.num_heads:
@@ -69,7 +71,7 @@ class HeadMixtureSparsityConfig(SparsityConfig):
         return self.patterns
 
     def check_num_blocks(self, num_blocks: int) -> None:
-        """Raise ValueError where one of the patterns is not defined for so many blocks."""
+        """Raise ValueError if one of the patterns is not defined for ``num_blocks`` blocks."""
         for pattern in self.children:
             try:
                 pattern.check_num_blocks(num_blocks)
@@ -77,7 +79,7 @@ class HeadMixtureSparsityConfig(SparsityConfig):
                 raise ValueError(f"{pattern.name}: {error}") from error
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Say what the pattern of one head says."""
+        """Return the intervals of the pattern that ``head`` has."""
         for pattern in self.children:
             if head < pattern.num_heads:
                 return pattern.intervals(rows, num_blocks, head)
@@ -88,11 +90,9 @@ class HeadMixtureSparsityConfig(SparsityConfig):
         self.check_num_blocks(-(-seq_len // self.block))
         return stack_heads([pattern.layout(seq_len, q_len) for pattern in self.children])
 
-    def _children(self, patterns: Any) -> tuple[SparsityConfig, ...]:
-        from longspan.sparsity.registry import from_dict  # the registry knows this class
-
+    def _as_patterns(self, patterns: Any) -> tuple[SparsityConfig, ...]:
         if isinstance(patterns, str):
-            return self._of_line(patterns)
+            return self._from_line(patterns)
         if isinstance(patterns, Mapping):
             patterns = patterns.values()
         if not isinstance(patterns, Iterable) or not (listed := tuple(patterns)):
@@ -103,9 +103,7 @@ class HeadMixtureSparsityConfig(SparsityConfig):
                 raise ValueError(f"patterns[{where}] must be a pattern, got {pattern!r}")
         return made
 
-    def _of_line(self, line: str) -> tuple[SparsityConfig, ...]:
-        from longspan.sparsity.mixture import named_pattern, parse
-
+    def _from_line(self, line: str) -> tuple[SparsityConfig, ...]:
         shares = parse(line, "patterns")
         total = sum(share.count for share in shares)
         times, rest = divmod(self.num_heads, total)
@@ -118,7 +116,7 @@ class HeadMixtureSparsityConfig(SparsityConfig):
         for share in shares:
             if "num_heads" in share.arguments:
                 raise ValueError(f"patterns={line!r}: heads are counted by *k, not by num_heads")
-        # The seed is the first head's number, or patterns of one kind would draw the same random blocks.
+        # With the index of the first head as seed, patterns of one class draw different random blocks.
         first, made = 0, []
         for share in shares:
             heads = share.count * times

@@ -1,4 +1,4 @@
-"""LocalSlidingWindow: a sliding window alone."""
+"""LocalSlidingWindow: only a sliding window."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class LocalSlidingWindowSparsityConfig(SparsityConfig):
 
     Args:
         num_heads: number of attention heads, which all have the same layout.
-        block: tokens a block.
+        block: tokens per block.
         num_sliding_window_blocks: width of the two-sided window; its half, rounded down, lies on either side.
         attention: "unidirectional" (causal to the token) or "bidirectional".
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     """
 
-    # No argument of this class in the original package.
+    # Not an argument of this class in DeepSpeed.
     different_layout_per_head: bool = field(default=False, init=False, repr=False)
     num_sliding_window_blocks: int = 3
     attention: Attention = "unidirectional"
@@ -44,6 +44,6 @@ class LocalSlidingWindowSparsityConfig(SparsityConfig):
         self._store("num_sliding_window_blocks", window)
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """The window."""
+        """Return the window."""
         half = self.num_sliding_window_blocks // 2
         return (rows - half)[:, None], (rows + half + 1)[:, None]

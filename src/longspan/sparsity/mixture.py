@@ -1,4 +1,4 @@
-"""Mixtures in one line, ``local*3 dense``: which pattern each layer, or each head of a layer, has."""
+"""Mixtures of patterns among layers, or among the heads of a layer, written as ``local*3 dense``."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from longspan.sparsity.registry import PATTERNS, arguments, build, register
 
 _WORD = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:\((?P<arguments>[^()]*)\))?(?:\*(?P<count>\d+))?(?=\s|$)")
 _FORM = 'names of patterns with spaces between, each maybe with a count, as in "local*3 dense"'
-_WORDS = {"true": True, "false": False, "null": None}
-# What means the same in every pattern that has it; `num_global_blocks`, for one, is a number of columns in
-# BigBird and a share of each window in Fixed.
-_CARRIED = frozenset({
+_YAML_WORDS = {"true": True, "false": False, "null": None}
+# The arguments that mean the same in every pattern. `num_global_blocks`, for example, does not: it counts
+# columns in BigBird and blocks of each window in Fixed.
+_SHARED_ARGUMENTS = frozenset({
     "num_heads", "block", "attention", "seed", "num_sliding_window_blocks", "num_random_blocks",
     "global_block_indices", "global_block_end_indices",
 })  # fmt: skip
 
 
 class Share(NamedTuple):
-    """One word of a line.
+    """One word of a line: a pattern and its share of the layers or heads.
 
     Attributes:
-        name: of a pattern, as written.
-        arguments: those in parentheses.
-        count: how many layers or heads.
+        name: name of the pattern, as written.
+        arguments: the arguments in parentheses.
+        count: number of layers or heads.
 
     """
 
@@ -38,39 +38,38 @@ class Share(NamedTuple):
     count: int
 
 
-def layer_patterns(line: str, own: SparsityConfig, num_layers: int) -> list[SparsityConfig]:
-    """Give each layer of a model its pattern by one line.
+def layer_patterns(line: str, pattern: SparsityConfig, num_layers: int) -> list[SparsityConfig]:
+    """Return the pattern of each layer of a model, from a line such as ``local*3 dense``.
 
-    A word of the line is the name of a pattern: a registered one, one of the user's own
-    (`longspan.sparsity.custom`), ``own``, or a short form that fits one of them alone (its first letters, or
-    whole words of it: ``local``, ``sinks``). ``*k`` repeats it for ``k`` layers, and arguments may stand in
-    parentheses: ``local(num_sliding_window_blocks=9)*2``. A pattern other than ``own`` gets those of
-    ``own``'s arguments that it takes and that mean the same in it: heads, block, direction, seed, the window,
-    the number of random blocks and chosen global blocks; else its class's defaults. A line for fewer layers
-    than there are is repeated, where it comes out even.
+    A word of the line names a pattern: a registered one, one in a folder of the user
+    (`longspan.sparsity.custom`), ``pattern``, or an unambiguous short form (the first letters, or whole words
+    of the name: ``local``, ``sinks``). ``*k`` repeats it for ``k`` layers. Arguments may follow in
+    parentheses: ``local(num_sliding_window_blocks=9)*2``. A pattern other than ``pattern`` takes from it the
+    arguments that mean the same in both: heads, block, direction, seed, window, number of random blocks and
+    chosen global blocks; the others have the defaults of the class. A line for fewer layers is repeated if
+    its length divides ``num_layers``.
 
     Args:
         line: as above, the lowest layer first.
-        own: the pattern whose arguments are shared.
+        pattern: the pattern whose arguments are shared.
         num_layers: layers of the model, at least 1.
 
     Returns:
-        A pattern a layer.
+        One pattern per layer.
 
     Raises:
-        ValueError: the line has another form, a name is unknown or fits several patterns, an argument is not
-            the pattern's or out of its range, or the layers do not come out even.
+        ValueError: the line is malformed, a name is unknown or ambiguous, an argument is unknown or out of
+            range, or the number of layers is not a multiple of the line's.
 
     """
-    # Patterns inside of it are its own affair.
-    values = {name: getattr(own, name) for name in (*arguments(type(own)), "attention")}
+    # The parts of a combined pattern are not shared.
+    values = {name: getattr(pattern, name) for name in (*arguments(type(pattern)), "attention")}
     shared = {name: value for name, value in values.items() if not patterns_in(value)}
-    patterns = []
+    patterns: list[SparsityConfig] = []
     for share in parse(line, "layers"):
         if "num_heads" in share.arguments:
             raise ValueError(f"layers={line!r}: num_heads is the model's, the same in every layer")
-        pattern = named_pattern(share, shared, own)
-        patterns += [pattern] * share.count
+        patterns += [named_pattern(share, shared, pattern)] * share.count
     times, rest = divmod(num_layers, len(patterns))
     if rest:
         raise ValueError(
@@ -81,14 +80,14 @@ def layer_patterns(line: str, own: SparsityConfig, num_layers: int) -> list[Spar
 
 
 def parse(line: str, argument: str) -> list[Share]:
-    """Read a line.
+    """Parse a line into its words.
 
     Args:
         line: names with counts and arguments.
-        argument: what the line is called, for errors.
+        argument: name of the argument that holds the line, for errors.
 
     Raises:
-        ValueError: it is empty, has another form, or a count of 0.
+        ValueError: the line is empty or malformed, or a count is 0.
 
     """
     shares, place = [], 0
@@ -112,30 +111,34 @@ def parse(line: str, argument: str) -> list[Share]:
 
 
 def named_pattern(
-    share: Share, shared: Mapping[str, Any], own: SparsityConfig | None = None
+    share: Share, shared: Mapping[str, Any], pattern: SparsityConfig | None = None
 ) -> SparsityConfig:
     """Make the pattern of one word.
 
     Args:
         share: the word.
         shared: arguments for every pattern that takes them.
-        own: a pattern that its name means just as it is.
+        pattern: a pattern that its name stands for, with all its arguments.
 
     Raises:
-        ValueError: the name is unknown or fits several patterns, or an argument is wrong.
+        ValueError: the name is unknown or ambiguous, or an argument is wrong.
 
     """
     if share.name not in PATTERNS and (cls := custom.find(share.name)) is not None:
         register(share.name, cls)
-    known = dict(PATTERNS) if own is None else {**PATTERNS, own.name: type(own)}
+    known = dict(PATTERNS) if pattern is None else {**PATTERNS, pattern.name: type(pattern)}
     name = _full_name(share.name, known)
-    if own is not None and name == own.name:
-        if unknown := set(share.arguments) - set(arguments(type(own))):
+    if pattern is not None and name == pattern.name:
+        if unknown := set(share.arguments) - set(arguments(type(pattern))):
             raise ValueError(f"{name} has no argument {', '.join(map(repr, sorted(unknown)))}")
-        return replace(own, **share.arguments)
+        return replace(pattern, **share.arguments)
     cls = known[name]
-    alike = own is None or issubclass(cls, type(own))
-    taken = {key: shared[key] for key in arguments(cls) if key in shared and (alike or key in _CARRIED)}
+    same_class = pattern is None or issubclass(cls, type(pattern))
+    taken = {
+        key: shared[key]
+        for key in arguments(cls)
+        if key in shared and (same_class or key in _SHARED_ARGUMENTS)
+    }
     try:
         return build(cls, {**taken, **share.arguments})
     except ValueError as error:
@@ -143,7 +146,7 @@ def named_pattern(
 
 
 def patterns_in(value: Any) -> list[SparsityConfig]:
-    """Return the patterns that the value of an argument is, or holds in a tuple."""
+    """Return the patterns in the value of an argument: the value itself, or the items of a tuple."""
     values = value if isinstance(value, tuple) else (value,)
     return [one for one in values if isinstance(one, SparsityConfig)]
 
@@ -151,24 +154,24 @@ def patterns_in(value: Any) -> list[SparsityConfig]:
 def _full_name(short: str, known: Mapping[str, Any]) -> str:
     if short in known:
         return short
-    found = [name for name in known if name.startswith(short) or f"_{short}_" in f"_{name}_"]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"the name {short!r} fits several patterns: {', '.join(found)}")
+    matches = [name for name in known if name.startswith(short) or f"_{short}_" in f"_{name}_"]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ValueError(f"the name {short!r} fits several patterns: {', '.join(matches)}")
     raise ValueError(f"no pattern is called {short!r}; known are {', '.join(known)}")
 
 
 def _literals(text: str) -> dict[str, Any]:
-    """Read ``a=1, b=[2, 3]`` as a dictionary."""
+    """Parse ``a=1, b=[2, 3]`` into a dictionary."""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
             raise ValueError
-        found = {str(one.arg): _literal(one.value) for one in call.keywords}
-        if len(found) < len(call.keywords):
+        values = {str(one.arg): _literal(one.value) for one in call.keywords}
+        if len(values) < len(call.keywords):
             raise ValueError
-        return found
+        return values
     except (SyntaxError, ValueError) as error:
         raise ValueError(
             f"arguments must be name=value with commas between, each once and lists as [2, 4], got {text!r}"
@@ -176,7 +179,7 @@ def _literals(text: str) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    # As YAML writes truth, nothing, and strings.
+    # Bare words as in YAML: true, false, null, and strings.
     if isinstance(node, ast.Name):
-        return _WORDS.get(node.id, node.id)
+        return _YAML_WORDS.get(node.id, node.id)
     return ast.literal_eval(node)

@@ -10,7 +10,7 @@ _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix(state: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit integers one to one: a step and the finaliser of SplitMix64.
+    """Apply a step and the finaliser of SplitMix64, a bijection of 64-bit integers.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 
@@ -28,18 +28,18 @@ def draw_ranks(free: np.ndarray, draws: int, seed: int, head: int, rows: np.ndar
     """Draw ``min(draws, free)`` distinct numbers of ``[0, free)`` for each row.
 
     Every set of that many is equally likely: Floyd's algorithm (Bentley and Floyd, "A sample of brilliance",
-    Communications of the ACM 30(9), 1987) for all rows at once. A draw depends on the seed, the head, the row
-    and the number of the draw alone, and not on which rows are made with it.
+    Communications of the ACM 30(9), 1987) for all rows at once. A draw depends only on the seed, the head,
+    the row and the index of the draw, not on the other rows of the call.
 
     Args:
-        free: how many numbers each row draws from, int64 ``[rows]``.
-        draws: draws a row.
-        seed: in ``[0, 2**64)``.
-        head: the head.
-        rows: number of each row, int64 ``[rows]``.
+        free: size of the range that each row draws from, int64 ``[rows]``.
+        draws: draws per row.
+        seed: seed of the draw, in ``[0, 2**64)``.
+        head: index of the head.
+        rows: indices of the rows, int64 ``[rows]``.
 
     Returns:
-        int64 ``[rows, min(draws, max(free))]``, -1 where a row has drawn all it can.
+        int64 ``[rows, min(draws, max(free))]``, -1 where a row has no number left.
 
     """
     state = mix(np.array([seed], dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""Global blocks given as starts and ends: the arguments that Variable and BSLongformer share."""
+"""Ranges of global blocks, given as starts and ends: shared by Variable and BSLongformer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def checked_ranges(starts: Any, ends: Any) -> tuple[tuple[int, ...], tuple[int, 
     """Return ``global_block_indices`` and ``global_block_end_indices`` as tuples.
 
     Raises:
-        ValueError: one is no list of integers of at least 0, they differ in number, or a start is not before
-            its end.
+        ValueError: one is not a list of integers of at least 0, their lengths differ, or a start is not
+            before its end.
 
     """
     starts = checks.integers("global_block_indices", starts, 0)
@@ -43,14 +43,14 @@ def global_intervals(
     *,
     whole_rows: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the intervals by which rows keep the global columns and, if asked for, global rows keep all.
+    """Return the intervals of the global columns and, with ``whole_rows``, of the global rows.
 
     Args:
         rows: int64 ``[rows]``.
-        num_blocks: blocks in the sequence; a range that starts beyond it is left out.
+        num_blocks: blocks in the sequence; ranges that start beyond the end are dropped.
         starts: first block of each range.
-        ends: end of each range, the next block if None.
-        whole_rows: whether the rows of the ranges keep every column.
+        ends: end of each range (past the last block); None for ranges of one block.
+        whole_rows: whether the rows in the ranges keep every column.
 
     Returns:
         First and past-the-end columns, int64 ``[rows, ranges + whole_rows]``.

@@ -8,66 +8,28 @@ from types import MappingProxyType
 from typing import Any
 
 from longspan.sparsity import custom
-from longspan.sparsity.a_shape import AShapeSparsityConfig
-from longspan.sparsity.attention_sinks import AttentionSinksSparsityConfig
 from longspan.sparsity.base import SparsityConfig
-from longspan.sparsity.bigbird import BigBirdSparsityConfig
-from longspan.sparsity.bslongformer import BSLongformerSparsityConfig
-from longspan.sparsity.combined import (
-    DifferenceSparsityConfig,
-    IntersectionSparsityConfig,
-    UnionSparsityConfig,
-)
-from longspan.sparsity.dense import DenseSparsityConfig
-from longspan.sparsity.dilated import DilatedSparsityConfig
-from longspan.sparsity.fixed import FixedSparsityConfig
-from longspan.sparsity.heads import HeadMixtureSparsityConfig
-from longspan.sparsity.hierarchical import HierarchicalSparsityConfig
-from longspan.sparsity.local_sliding_window import LocalSlidingWindowSparsityConfig
-from longspan.sparsity.random import RandomSparsityConfig
-from longspan.sparsity.strided import StridedSparsityConfig
-from longspan.sparsity.variable import VariableSparsityConfig
-from longspan.sparsity.vertical_slash import VerticalSlashSparsityConfig
 
-_patterns: dict[str, type[SparsityConfig]] = {
-    cls.name: cls
-    for cls in (
-        DenseSparsityConfig,
-        FixedSparsityConfig,
-        VariableSparsityConfig,
-        BigBirdSparsityConfig,
-        BSLongformerSparsityConfig,
-        LocalSlidingWindowSparsityConfig,
-        StridedSparsityConfig,
-        DilatedSparsityConfig,
-        AttentionSinksSparsityConfig,
-        AShapeSparsityConfig,
-        VerticalSlashSparsityConfig,
-        RandomSparsityConfig,
-        HierarchicalSparsityConfig,
-        UnionSparsityConfig,
-        IntersectionSparsityConfig,
-        DifferenceSparsityConfig,
-        HeadMixtureSparsityConfig,
-    )
-}
+_patterns: dict[str, type[SparsityConfig]] = {}
 
 PATTERNS: Mapping[str, type[SparsityConfig]] = MappingProxyType(_patterns)
 """The registered patterns, name -> class; read-only, see `register`."""
 
 
 def register(name: str, cls: type[SparsityConfig]) -> type[SparsityConfig]:
-    """Make a pattern of one's own known under its ``name``, and return it.
+    """Register a pattern class under its ``name``, and return the class.
 
     Raises:
-        ValueError: ``cls`` is no SparsityConfig, its ``name`` is another one, or the name is another class's.
+        ValueError: ``cls`` is not a SparsityConfig, its ``name`` differs, or another class has the name.
 
     """
     if not (isinstance(cls, type) and issubclass(cls, SparsityConfig)):
         raise ValueError(f"cls must be a subclass of SparsityConfig, got {cls!r}")
-    own = getattr(cls, "name", None)
-    if own != name:
-        raise ValueError(f"name must be the class's own `name`, {own!r} of {cls.__name__}, got {name!r}")
+    class_name = getattr(cls, "name", None)
+    if class_name != name:
+        raise ValueError(
+            f"name must be the class's own `name`, {class_name!r} of {cls.__name__}, got {name!r}"
+        )
     if _patterns.get(name, cls) is not cls:
         raise ValueError(f"name {name!r} already belongs to {_patterns[name].__name__}; choose another name")
     _patterns[name] = cls
@@ -75,19 +37,19 @@ def register(name: str, cls: type[SparsityConfig]) -> type[SparsityConfig]:
 
 
 def arguments(cls: type[SparsityConfig]) -> tuple[str, ...]:
-    """Return the names of a pattern's arguments, in order."""
+    """Return the names of the arguments of a pattern class, in order."""
     return tuple(field.name for field in fields(cls) if field.init)
 
 
 def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
     """Make a pattern from ``{"name": ..., argument: value, ...}``; the inverse of ``SparsityConfig.to_dict``.
 
-    A value that is such a dictionary itself becomes a pattern, in lists too. A name that is not registered is
-    looked for among the patterns of one's own; see `longspan.sparsity.custom`.
+    A value that is such a dictionary becomes a pattern, also inside lists. A name that is not registered is
+    looked up in the user's folders; see `longspan.sparsity.custom`.
 
     Raises:
-        ValueError: the name is missing or unknown, a key is no argument of the pattern, ``num_heads`` or
-            another argument without a default is missing, or a value is out of its range.
+        ValueError: the name is missing or unknown, a key is not an argument of the pattern, ``num_heads`` or
+            another argument without a default is missing, or a value is out of range.
 
     """
     if not isinstance(values, Mapping):
@@ -100,13 +62,13 @@ def from_dict(values: Mapping[str, Any]) -> SparsityConfig:
             known = ", ".join(_patterns)
             raise ValueError(f"name must be one of {known}, got {name!r}; {custom.where(name)}")
         register(str(name), cls)
-    return build(_patterns[name], {key: _made(key, value) for key, value in rest.items()})
+    return build(_patterns[name], {key: _with_patterns(key, value) for key, value in rest.items()})
 
 
-def _made(where: str, value: Any) -> Any:
-    """Make the patterns that an argument's value holds as dictionaries."""
+def _with_patterns(where: str, value: Any) -> Any:
+    """Replace each dictionary in the value of an argument by the pattern that it describes."""
     if isinstance(value, list | tuple):
-        return type(value)(_made(f"{where}[{n}]", item) for n, item in enumerate(value))
+        return type(value)(_with_patterns(f"{where}[{n}]", item) for n, item in enumerate(value))
     if not isinstance(value, Mapping):
         return value
     try:
@@ -116,11 +78,11 @@ def _made(where: str, value: Any) -> Any:
 
 
 def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfig:
-    """Make a pattern of one class, with clear errors for unknown and missing arguments.
+    """Make a pattern of a class, with clear errors for unknown and missing arguments.
 
     Raises:
-        ValueError: a key is no argument of the pattern, ``num_heads`` or another argument without a default
-            is missing, or a value is out of its range.
+        ValueError: a key is not an argument of the pattern, ``num_heads`` or another argument without a
+            default is missing, or a value is out of range.
 
     """
     allowed = arguments(cls)
@@ -129,8 +91,8 @@ def build(cls: type[SparsityConfig], values: Mapping[str, Any]) -> SparsityConfi
         raise ValueError(
             f"{cls.name} has no argument {', '.join(map(repr, unknown))}; allowed are {', '.join(allowed)}"
         )
-    needed = [field.name for field in fields(cls) if field.init and _is_required(field)]
-    if missing := [name for name in needed if name not in values]:
+    required = [field.name for field in fields(cls) if field.init and _is_required(field)]
+    if missing := [name for name in required if name not in values]:
         raise ValueError(f"{cls.name} needs {', '.join(missing)}, got only {', '.join(values) or 'nothing'}")
     return cls(**values)
 

@@ -1,4 +1,4 @@
-"""From intervals of columns to compressed rows, a stretch of rows at a time."""
+"""Compressed rows from intervals of columns, in chunks of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from longspan.sparsity.random_columns import draw_ranks
 
-# Bounds the temporaries: rows x intervals worked on at once.
+# Bounds the temporaries: rows x intervals per chunk.
 _CELLS_AT_ONCE = 1 << 20
 
 
@@ -22,19 +22,20 @@ def compressed_rows(
     head: int,
     max_kept: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make the rows ``[first_row, num_blocks)`` of one head.
+    """Make the compressed rows ``[first_row, num_blocks)`` of one head.
 
     Args:
         intervals: int64 row numbers ``[rows]`` -> first and past-the-end columns ``[rows, intervals]``.
         first_row: the first row to make.
         num_blocks: number of rows and of columns of the whole layout.
         causal: keep the lower triangle only.
-        random_blocks: number of random columns a row keeps besides, and their seed.
-        head: the head, for the draw.
-        max_kept: number of blocks that can be addressed.
+        random_blocks: number of additional random columns per row, and their seed.
+        head: index of the head, for the random draw.
+        max_kept: largest number of blocks that can be addressed.
 
     Returns:
-        Kept blocks of each row, int64 ``[rows]``, and their columns, ascending in each row, int32 ``[kept]``.
+        Number of kept blocks per row, int64 ``[rows]``, and their columns, ascending per row, int32
+        ``[kept]``.
 
     Raises:
         ValueError: more than ``max_kept`` blocks are kept.
@@ -64,19 +65,19 @@ def compressed_rows(
 
 
 def disjoint(starts: np.ndarray, stops: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the intervals of each row so that they ascend, do not overlap and lie in ``[0, limit)``.
+    """Trim the intervals of each row so that they ascend, do not overlap and lie in ``[0, limit)``.
 
     Args:
         starts: first columns, int64 ``[rows, intervals]``.
-        stops: past-the-end columns, likewise.
+        stops: past-the-end columns, int64 ``[rows, intervals]``.
         limit: int64 ``[rows]``, under 2**31.
 
     Returns:
-        Starts and lengths, int64 ``[rows, intervals]``; a swallowed interval has length 0.
+        Starts and lengths, int64 ``[rows, intervals]``; an interval inside another one has length 0.
 
     """
     limit = limit[:, None]
-    # One key for both ends: a plain sort, faster than sorting indices and gathering twice.
+    # Both ends in one key: one plain sort is faster than an argsort and two gathers.
     keys = np.sort(np.clip(starts, 0, limit) << 32 | np.clip(stops, 0, limit), axis=1, kind="stable")
     starts, stops = keys >> 32, keys & 0xFFFFFFFF
     reach = np.maximum.accumulate(stops, axis=1)
@@ -85,13 +86,13 @@ def disjoint(starts: np.ndarray, stops: np.ndarray, limit: np.ndarray) -> tuple[
 
 
 def _with_ranks(starts: np.ndarray, lengths: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add to each row the columns of the given ranks (-1: none) among those that its intervals leave free."""
+    """Add to each row the columns of the given ranks (-1 for none) among those outside its intervals."""
     num_rows, width = starts.shape
     kept_before = np.zeros((num_rows, width + 1), dtype=np.int64)
     np.cumsum(lengths, axis=1, out=kept_before[:, 1:])
     free_before = starts - kept_before[:, :-1]
     # The t-th free column lies behind every interval that has at most t free columns before it. `free_before`
-    # ascends within a row; an offset for each row makes one ascending array of all, searched at once.
+    # ascends within a row; an offset per row makes all rows one ascending array, which is searched at once.
     row_base = np.arange(num_rows)[:, None] << 32
     passed = np.searchsorted((free_before + row_base).reshape(-1), ranks + row_base, side="right")
     passed -= np.arange(num_rows)[:, None] * width
@@ -103,7 +104,7 @@ def _with_ranks(starts: np.ndarray, lengths: np.ndarray, ranks: np.ndarray) -> t
 
 
 def _expand(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Write out the intervals one after another: int32 ``[sum of lengths]``."""
+    """Concatenate the numbers in the intervals: int32 ``[sum of lengths]``."""
     before = np.cumsum(lengths) - lengths
     columns = np.repeat((starts - before).astype(np.int32), lengths)
     columns += np.arange(columns.size, dtype=np.int32)

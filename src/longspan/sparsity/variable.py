@@ -1,4 +1,4 @@
-"""Variable: windows of the listed sizes, chosen global blocks and random blocks."""
+"""Variable: windows of listed sizes, listed global blocks and random blocks."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from longspan.sparsity.ranges import checked_ranges, global_intervals
 
 @dataclass(frozen=True)
 class VariableSparsityConfig(SparsityConfig):
-    """DeepSpeed's variable pattern: windows, global blocks and random blocks of one's own choice.
+    """DeepSpeed's variable pattern: windows of listed sizes, listed global blocks and random blocks.
 
     Row ``r`` keeps its window (consecutive windows of the listed sizes, the last size repeated to the end),
-    the columns of every global range, and ``num_random_blocks`` random columns besides, drawn from those that
-    the rest does not keep. It generalises Sparse Transformers, arXiv:1904.10509.
+    the columns of every global range, and ``num_random_blocks`` random columns, drawn from the columns that
+    are not kept yet. It generalises Sparse Transformers, arXiv:1904.10509.
 
     A row keeps at most ``last window + global columns + num_random_blocks`` blocks far from the start:
-    density about that over ``nb``, linear cost, but for ``horizontal_global_attention``'s few whole rows.
+    density about that over ``nb``, linear in the length, except for the few full rows of
+    ``horizontal_global_attention``.
 
     Args:
         num_heads: number of attention heads.
-        block: tokens a block.
-        different_layout_per_head: whether each head draws its own random blocks.
-        num_random_blocks: random columns a row, at most the number of blocks; a row draws what there is.
+        block: tokens per block.
+        different_layout_per_head: whether heads draw different random blocks.
+        num_random_blocks: random columns per row, at most the number of blocks; a row with fewer free columns
+            draws all of them.
         local_window_blocks: sizes of the windows in blocks, at least one size, each at least 1.
-        global_block_indices: first block of each global range; ranges beyond the sequence are left out.
+        global_block_indices: first block of each global range; ranges beyond the sequence are dropped.
         global_block_end_indices: end of each range (past the last block); each is one block if None.
         attention: "bidirectional" or "unidirectional" (causal to the token).
-        horizontal_global_attention: whether global blocks, as rows, keep every column; bidirectional only.
-        seed: of the random blocks, in ``[0, 2**64)``.
+        horizontal_global_attention: whether the rows of global blocks keep every column; bidirectional only.
+        seed: seed of the random blocks, in ``[0, 2**64)``.
 
     Raises:
-        ValueError: an argument is out of its range, or two of them contradict one another.
+        ValueError: an argument is out of range, or two arguments contradict each other.
 
     """
 
@@ -67,11 +69,11 @@ class VariableSparsityConfig(SparsityConfig):
 
     @property
     def random_blocks(self) -> tuple[int, int]:
-        """Number of random columns a row, and their seed."""
+        """The number of random columns per row, and the seed of the draw."""
         return self.num_random_blocks, self.seed
 
     def check_num_blocks(self, num_blocks: int) -> None:
-        """More random blocks than blocks are an error."""
+        """Raise ValueError if there are more random blocks than blocks."""
         if self.num_random_blocks > num_blocks:
             raise ValueError(
                 f"num_random_blocks must be at most the number of blocks, {num_blocks} here, got "
@@ -79,11 +81,11 @@ class VariableSparsityConfig(SparsityConfig):
             )
 
     def head_variant(self, head: int) -> int:
-        """Only random blocks differ from head to head."""
+        """Return ``head`` if heads draw different random blocks, else 0."""
         return head if self.different_layout_per_head and self.num_random_blocks else 0
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """The window and the global ranges."""
+        """Return the window and the global ranges."""
         edges = np.cumsum((0, *self.local_window_blocks))
         last = self.local_window_blocks[-1]
         listed = np.searchsorted(edges, rows, side="right") - 1

@@ -1,4 +1,4 @@
-"""VerticalSlash: chosen columns and chosen diagonals."""
+"""VerticalSlash: listed columns and listed diagonals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class VerticalSlashSparsityConfig(SparsityConfig):
     """The vertical-slash shape of MInference (Jiang et al. 2024, arXiv:2407.02490), over blocks.
 
     Row ``r`` keeps the vertical columns, ``c in vertical_blocks``, and the slashes, the diagonals with
-    ``|r - c| in slash_offsets``; the lower triangle of that if unidirectional, which is MInference. There
-    both lists are estimated for each head and input; here they are given, for all heads. Columns and
-    diagonals beyond the sequence are left out.
+    ``|r - c| in slash_offsets``; if unidirectional only the lower triangle, as in MInference. MInference
+    estimates both lists for each head and input; here they are arguments, the same for all heads. Columns and
+    diagonals beyond the sequence are dropped.
 
     With ``v`` columns and ``s`` diagonals a row keeps at most ``v + 2 s`` blocks (``v + s`` if
     unidirectional): density about that over ``nb``, linear in the length. Without the offset 0 a row may
@@ -27,13 +27,13 @@ class VerticalSlashSparsityConfig(SparsityConfig):
 
     Args:
         num_heads: number of attention heads, which all have the same layout.
-        block: tokens a block.
-        vertical_blocks: columns that all rows keep, in blocks from the start.
-        slash_offsets: distances of the diagonals from the main one, in blocks; 0 is the row's own block.
+        block: tokens per block.
+        vertical_blocks: columns that every row keeps, in blocks from the start.
+        slash_offsets: distances of the diagonals from the main one, in blocks; 0 is the diagonal block.
         attention: "bidirectional" or "unidirectional" (causal to the token).
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     """
 
@@ -52,7 +52,7 @@ class VerticalSlashSparsityConfig(SparsityConfig):
             raise ValueError("vertical_blocks and slash_offsets must not both be empty: no row would attend")
 
     def intervals(self, rows: np.ndarray, num_blocks: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """The columns, and the diagonals on either side."""
+        """Return the columns, and the diagonals on either side."""
         vertical = np.array(self.vertical_blocks, dtype=np.int64)
         offsets = np.array([n for n in self.slash_offsets if n < num_blocks], dtype=np.int64)
         columns = [np.broadcast_to(vertical, (rows.size, vertical.size)), rows[:, None] - offsets]

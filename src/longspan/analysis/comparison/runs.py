@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from longspan.records.jsonable import to_jsonable
+from longspan.records.run_folder import EVALUATION_FILE, FAILURE_FILE, METRICS_FILE, RESULT_FILE
 
-# What a run writes. longspan.training names them too, but reading them needs no Lightning.
-RESULT, METRICS, EVALUATION, FAILURE = "result.json", "metrics.csv", "evaluation.json", "failure.json"
 HYDRA = Path(".hydra") / "overrides.yaml"
 # Folders of a run that hold no run.
 _INSIDE = frozenset({".hydra", "checkpoints", "wandb"})
@@ -82,14 +81,14 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[Unfinished]]
     for path in map(Path, paths):
         if not path.exists():
             raise NoRuns(f"{path} does not exist")
-        if path.is_file() and path.name != RESULT:
+        if path.is_file() and path.name != RESULT_FILE:
             if path.resolve() not in seen:
                 seen.add(path.resolve())
                 runs += _read_file(path)
             continue
         folders = list(find_runs(path.parent if path.is_file() else path))
         if not folders:
-            raise NoRuns(f"{path} holds no run: no folder in it has {RESULT} or {HYDRA.parent}")
+            raise NoRuns(f"{path} holds no run: no folder in it has {RESULT_FILE} or {HYDRA.parent}")
         for folder in folders:
             if folder.resolve() in seen:
                 continue
@@ -104,7 +103,7 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[Unfinished]]
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """Find the folders of runs in `folder`, itself included, by number and name."""
-    if (folder / RESULT).is_file() or (folder / HYDRA).is_file() or (folder / FAILURE).is_file():
+    if (folder / RESULT_FILE).is_file() or (folder / HYDRA).is_file() or (folder / FAILURE_FILE).is_file():
         yield folder
     for child in sorted(folder.iterdir(), key=_by_number):
         if child.is_dir() and not child.is_symlink() and child.name not in _INSIDE:
@@ -115,22 +114,22 @@ def read_run(folder: Path) -> Run | Unfinished:
     """Read the run of one folder."""
     name = str(folder)
     try:
-        result = _read_json(folder / RESULT)
+        result = _read_json(folder / RESULT_FILE)
     except FileNotFoundError:
         return Unfinished(name, _why(folder))
     except (OSError, ValueError) as error:
-        return Unfinished(name, f"{RESULT} cannot be read: {error}")
+        return Unfinished(name, f"{RESULT_FILE} cannot be read: {error}")
     if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
-        return Unfinished(name, f"{RESULT} is not that of a run: it has no metrics")
+        return Unfinished(name, f"{RESULT_FILE} is not that of a run: it has no metrics")
     if result.get("status") != "finished":
         steps = result.get("steps")
         after = f"after {steps:,} steps" if isinstance(steps, int) else "after an unknown number of steps"
         return Unfinished(name, f"{result.get('status')} {after}")
-    evaluation, notes = _read_evaluation(folder / EVALUATION)
+    evaluation, notes = _read_evaluation(folder / EVALUATION_FILE)
     return Run(
         name=name,
         result=result,
-        curves=read_curves(folder / METRICS, result),
+        curves=read_curves(folder / METRICS_FILE, result),
         evaluation=evaluation,
         notes=notes,
     )
@@ -213,7 +212,9 @@ def _read_file(path: Path) -> list[Run]:
         records = [to_jsonable(json.loads(line)) for line in lines if line.strip()]
         runs = [Run(**{**record, "notes": tuple(record["notes"])}) for record in records]
     except (ValueError, TypeError, KeyError) as error:
-        raise NoRuns(f"{path} is neither a folder, a {RESULT} nor a file of --collect: {error}") from error
+        raise NoRuns(
+            f"{path} is neither a folder, a {RESULT_FILE} nor a file of --collect: {error}"
+        ) from error
     if not runs:
         raise NoRuns(f"{path} is empty")
     return runs
@@ -221,12 +222,12 @@ def _read_file(path: Path) -> list[Run]:
 
 def _why(folder: Path) -> str:
     """Why a run has no result."""
-    if (folder / FAILURE).is_file():
+    if (folder / FAILURE_FILE).is_file():
         try:
-            return f"failed: {json.loads((folder / FAILURE).read_text(encoding='utf-8'))['error']}"
+            return f"failed: {json.loads((folder / FAILURE_FILE).read_text(encoding='utf-8'))['error']}"
         except (ValueError, KeyError, TypeError):
-            return f"failed; {FAILURE} cannot be read"
-    curve = read_curves(folder / METRICS, {})["train"]
+            return f"failed; {FAILURE_FILE} cannot be read"
+    curve = read_curves(folder / METRICS_FILE, {})["train"]
     if not curve:
         return "no result: it was killed before its first logged step, or has not come to it"
     return f"no result: killed or still running; last logged step {curve[-1]['step']:,}"

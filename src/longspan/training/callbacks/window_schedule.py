@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from longspan.errors import ConfigError
-from longspan.models.layers import CONFIG_KEY, attention_of, noted, self_attention_layers
+from longspan.models.layers import CONFIG_KEY, attention_of, config_entry, self_attention_layers
 from longspan.sparsity import SparsityConfig
 from longspan.sparsity.mixture import patterns_in
 from longspan.training.callbacks.stages import Stage, in_words, spread, stage_at, whole_number
@@ -131,7 +131,7 @@ class WindowSchedule(pl.Callback):
         for layer, pattern in zip(layers, patterns, strict=True):
             attention_of(layer).sparsity_config = pattern
         one = patterns[0] if len(set(patterns)) == 1 else patterns
-        setattr(layers[0].config, CONFIG_KEY, noted(one, patterns))
+        setattr(layers[0].config, CONFIG_KEY, config_entry(one, patterns))
         self._stage = stage
 
 
