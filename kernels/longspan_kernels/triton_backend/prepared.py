@@ -10,9 +10,9 @@ from torch import Tensor
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.strides import empty_as
 from longspan_kernels.triton_backend.call import SLICE, Call, tile_of
+from longspan_kernels.triton_backend.columns import WorkTileColumn
 from longspan_kernels.triton_backend.kernel_configs import Sizes, settled
 from longspan_kernels.triton_backend.kernels import backward as backward_kernels
-from longspan_kernels.triton_backend.kernels import bias_gradient as bias_kernels
 from longspan_kernels.triton_backend.kernels import forward as forward_kernels
 from longspan_kernels.triton_backend.kernels.structs import Strided
 from longspan_kernels.triton_backend.launch import LOG2E, Launch, Tiles, dropout_of, masks_of, operand, padded
@@ -154,7 +154,10 @@ class _Queries:
         # Where heads have items of their own, which those of each head are.
         self._items = None
         if table_sums and not schedule.shared:
-            self._items = [(schedule.work_tiles[:, 1] == head).nonzero()[:, 0] for head in range(call.heads)]
+            self._items = [
+                (schedule.work_tiles[:, WorkTileColumn.HEAD] == head).nonzero()[:, 0]
+                for head in range(call.heads)
+            ]
         self._differentiate = Launch(backward_kernels.attention_bwd_dq_kernel, programs, size.launch())
         self._add = _Add(call, schedule, call.q[2], call.lead, size.q_tile, call.sub(size))
 
@@ -304,7 +307,7 @@ class _Pairs:
         self._lengths = (batch_step, head_step, call.group, *call.lengths()[1:])
         self._shape = call.shape(arguments, size, schedule)
         grid = (schedule.work_tiles.shape[0], bias[0], own_heads if schedule.shared else 1)
-        self._differentiate = Launch(bias_kernels.attention_bwd_dbias_kernel, grid, size.launch())
+        self._differentiate = Launch(backward_kernels.attention_bwd_dbias_kernel, grid, size.launch())
 
     def __call__(
         self,
