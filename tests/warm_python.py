@@ -5,8 +5,9 @@ A command of the repository imports PyTorch, Lightning and Transformers for seco
 environment and streams to this server, which forks: the command runs in a process of its own, in its folder,
 with its environment, that has seen no module of this repository, and its exit status comes back.
 
-It takes `-c CODE`, `-m MODULE` or a file, with arguments. What depends on how the interpreter itself starts
-(other options, signals sent to the process, which packages an import brings in) needs `sys.executable`.
+It takes `-c CODE`, `-m MODULE` or a file, with arguments, and `-W` before them. What depends on how the
+interpreter itself starts needs `sys.executable`: other options, signals, memory, which packages an import
+brings in, variables that those packages read while they are imported (a cache in HOME).
 """
 
 import atexit
@@ -21,6 +22,7 @@ import socket
 import sys
 import threading
 import traceback
+import warnings
 from types import ModuleType
 
 # What commands import sooner or later; one that is not installed is left out.
@@ -111,6 +113,9 @@ def run(connection: socket.socket) -> None:
 
 
 def execute(arguments: list[str]) -> None:
+    while arguments[0] == "-W":
+        warnings._setoption(arguments[1])
+        arguments = arguments[2:]
     first, *rest = arguments
     for path in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         if path:
@@ -132,3 +137,4 @@ def execute(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     serve(sys.argv[1])
+    os._exit(0)  # nothing to take down, and packages that complain about it
