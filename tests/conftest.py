@@ -4,6 +4,7 @@ The cases are the same ones each time, so that a commit passes or fails and not 
 ``make test ARGS='--hypothesis-profile=explore'``; what it finds becomes a test of its own.
 """
 
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -15,6 +16,12 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish(session):
+    """Keep what the imports made out of every later garbage collection, which would go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
