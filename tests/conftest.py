@@ -1,9 +1,12 @@
-"""How hypothesis draws its cases, a small pretrained model, and the command in this process.
+"""How hypothesis draws its cases, a small pretrained model, and commands without their imports.
 
 The cases are the same ones each time, so that a commit passes or fails and not a day. New ones:
 ``make test ARGS='--hypothesis-profile=explore'``; what it finds becomes a test of its own.
 """
 
+import gc
+import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,12 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish(session):
+    """Keep what the imports made out of every later garbage collection, which would go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +46,28 @@ def pretrained(tmp_path_factory) -> Path:
     )
     BertForMaskedLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """A program to run in the place of `sys.executable`, forked from a process with the large packages.
+
+    `warm_python.py` says what that process is, and what it cannot show.
+    """
+    path = Path(__file__).with_name("warm_python.py")
+    specification = importlib.util.spec_from_file_location("warm_python", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("warm")
+    client, address = folder / "python", str(folder / "socket")
+    client.write_text(module.CLIENT.format(python=sys.executable, address=address))
+    client.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, str(path), address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
+    ) as server:
+        assert server.stdout.read(6) == b"ready\n"
+        yield str(client)
+        server.stdin.close()  # which ends it
 
 
 @pytest.fixture

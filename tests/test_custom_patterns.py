@@ -49,13 +49,17 @@ def reader(tmp_path, monkeypatch):
         vars(custom).pop(name.rpartition(".")[2], None)
 
 
-def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def python(warm_python):
+    def run(*arguments: str) -> str:
+        done = subprocess.run([warm_python, *arguments], capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
-def test_every_line_of_the_guide(reader, command, monkeypatch):
+def test_every_line_of_the_guide(reader, command, python, monkeypatch):
     assert [name for name, _ in FILES] == ["mine/sparsity/tree.py", "mine/sparsity/tree.yaml"]
     assert len(COMMANDS) == 3
     run, union, exported = (shlex.split(line)[1:] for line in COMMANDS)

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ FEW_STEPS = [
 
 
 @pytest.fixture
-def run(command):
+def run(command, warm_python):
     """run(line, folder) -> what a command of the README prints, as the smoke preset, in the folder."""
 
     def of_line(line: str, folder: Path) -> str:
@@ -63,7 +62,7 @@ def run(command):
             status, printed, errors = command(*arguments[1:])
         else:
             # Two of them as a reader would; the others in this process, which has all imported.
-            done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run([warm_python, *arguments], cwd=ROOT, capture_output=True, text=True)
             status, printed, errors = done.returncode, done.stdout, done.stderr
         assert status == 0, printed + errors
         return printed
@@ -137,7 +136,7 @@ def reader(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:method 'tile' repeats")
-def test_every_line_of_the_guide_from_deepspeed(reader):
+def test_every_line_of_the_guide_from_deepspeed(reader, warm_python):
     guide = ROOT / "docs" / "coming-from-deepspeed.md"
     text = guide.read_text()
     blocks = [match.groups() for match in GUIDE_BLOCK.finditer(text)]
@@ -151,21 +150,21 @@ def test_every_line_of_the_guide_from_deepspeed(reader):
         elif language == "python":
             exec(compile(code, guide.name, "exec"), variables)
         else:
-            shell_run(commands)
+            shell_run(commands, warm_python)
     assert not names
     assert list(reader.glob("runs/*/result.json"))
     assert variables["logits"].shape[-1] == 260
     assert variables["output"].shape[:2] == variables["batch"].input_ids.shape
 
 
-def shell_run(commands: str) -> None:
-    """Run commands as they stand, by this Python, with this repository's train.py, a training cut short."""
+def shell_run(commands: str, python: str) -> None:
+    """Run commands as they stand, by a Python, with this repository's train.py, a training cut short."""
     lines = commands.replace("\\\n", " ").splitlines()
     for line in (line.strip() for line in lines):
         assert line.startswith("python "), line
         command = line.replace("python train.py", f"python {shlex.quote(str(ROOT / 'train.py'))}")
         command += SHORT if "train.py" in line else ""
-        script = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n{command}'
+        script = f'python() {{ {shlex.quote(python)} "$@"; }}\n{command}'
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ)
         assert done.returncode == 0, done.stdout + done.stderr
 

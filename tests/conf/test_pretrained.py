@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ OWN = ["tokenizer=huggingface", "tokenizer.name_or_path=PRETRAINED", "objective=
 MODEL = ["model=pretrained", "model.name_or_path=PRETRAINED"]
 
 
-def test_the_command(pretrained, tmp_path):
+def test_the_command(pretrained, tmp_path, warm_python):
     """The one of the README, in a process of its own, on a few lines of text."""
     (tmp_path / "text").mkdir()
     for index in range(8):
@@ -46,7 +45,7 @@ def test_the_command(pretrained, tmp_path):
         f"hydra.run.dir={tmp_path}/run",
     ]
     done = subprocess.run(
-        [sys.executable, "train.py", *command], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [warm_python, "train.py", *command], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "extended from 128 to 512 by tile" in done.stdout

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -45,15 +44,19 @@ def test_the_run_has_the_blocks_pattern(block, objective, tmp_path):
     assert instantiate(composed.sparsity) == from_deepspeed(config, num_heads=6)
 
 
-def command(file):
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-m", "longspan.training.deepspeed", str(file)],
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def command(warm_python):
+    def run(file):
+        return subprocess.run(
+            [warm_python, "-W", "error::RuntimeWarning", "-m", "longspan.training.deepspeed", str(file)],
+            capture_output=True,
+            text=True,
+        )
+
+    return run
 
 
-def test_the_command_prints_words_for_a_shell(tmp_path):
+def test_the_command_prints_words_for_a_shell(command, tmp_path):
     block = {"mode": "variable", "local_window_blocks": [2, 4]}
     (tmp_path / "ds.json").write_text(json.dumps({"sparse_attention": block}))
     done = command(tmp_path / "ds.json")
@@ -66,7 +69,7 @@ def test_the_command_prints_words_for_a_shell(tmp_path):
     ("text", "message"),
     [(None, "No such file"), ("{", "is not JSON"), ('{"mode": "spiral"}', "mode must be one of")],
 )
-def test_a_mistake_is_told_in_one_line(text, message, tmp_path):
+def test_a_mistake_is_told_in_one_line(command, text, message, tmp_path):
     if text is not None:
         (tmp_path / "ds.json").write_text(text)
     done = command(tmp_path / "ds.json")

@@ -22,14 +22,18 @@ def module(name):
     return loaded
 
 
-def run(folder, *arguments):
-    command = [sys.executable, str(FOLDER / "gpu.py"), "--out", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(warm_python):
+    def command(folder, *arguments):
+        line = [warm_python, str(FOLDER / "gpu.py"), "--out", str(folder), *arguments]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return command
 
 
-def test_tiny_run_is_recorded_and_resumed(tmp_path):
+def test_tiny_run_is_recorded_and_resumed(run, tmp_path):
     run(tmp_path, "--tiny", "--cells", "dense|bigbird")
     records = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert [record["pattern"] for record in records] == ["dense", "bigbird-heads"]
@@ -50,7 +54,7 @@ def test_tiny_run_is_recorded_and_resumed(tmp_path):
     assert (tmp_path / "time.png").stat().st_size > 0
 
 
-def test_times_of_kernels_by_version_of_the_sources(tmp_path):
+def test_times_of_kernels_by_version_of_the_sources(tmp_path, warm_python):
     def line(cell, source, **ms):
         kernels = {name: {"ms": one} for name, one in ms.items()}
         return json.dumps({"cell": cell, "source": source, "kernels": kernels}) + "\n"
@@ -62,7 +66,7 @@ def test_times_of_kernels_by_version_of_the_sources(tmp_path):
         line("a", "new", **parts),
     ]
     path.write_text("".join([*lines, line("b", "new", **parts)]))
-    command = [sys.executable, str(FOLDER / "kernels.py"), "--table", str(path)]
+    command = [warm_python, str(FOLDER / "kernels.py"), "--table", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2:] == [

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,19 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "experiments" / "long_context_extension"
 
 
-def run(out, *options):
-    command = [sys.executable, str(FOLDER / "extend.py"), "--scale", "tiny", "--out", str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(warm_python):
+    def command(out, *options):
+        line = [warm_python, str(FOLDER / "extend.py"), "--scale", "tiny", "--out", str(out), *options]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return command
 
 
 @pytest.mark.slow
-def test_every_cell_once(tmp_path):
+def test_every_cell_once(run, tmp_path):
     (tmp_path / "README.md").write_text("before\n<!-- tiny: begin -->\nold\n<!-- tiny: end -->\nafter\n")
     run(tmp_path)
     lines = (tmp_path / "tiny.jsonl").read_text().splitlines()

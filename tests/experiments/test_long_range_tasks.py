@@ -13,15 +13,19 @@ import torch
 FOLDER = Path(__file__).parents[2] / "experiments" / "long_range_tasks"
 
 
-def run(out, *options):
-    command = [sys.executable, str(FOLDER / "separate.py"), "--scale", "tiny", "--out", str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(warm_python):
+    def command(out, *options):
+        line = [warm_python, str(FOLDER / "separate.py"), "--scale", "tiny", "--out", str(out), *options]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return command
 
 
 @pytest.mark.slow
-def test_every_cell_once(tmp_path):
+def test_every_cell_once(run, tmp_path):
     (tmp_path / "README.md").write_text("before\n<!-- tiny: begin -->\nold\n<!-- tiny: end -->\nafter\n")
     run(tmp_path, "--workers", "1")
     lines = (tmp_path / "tiny.jsonl").read_text().splitlines()
@@ -140,8 +144,8 @@ def test_shorter_texts_come_first(modules, monkeypatch, tmp_path):
     assert found["steps"] == 3 + 1 + 1
 
 
-def test_the_search_for_settings(tmp_path):
-    command = [sys.executable, str(FOLDER / "tune.py"), "--scale", "tiny", "--workers", "1", "--lr", "1e-3"]
+def test_the_search_for_settings(tmp_path, warm_python):
+    command = [warm_python, str(FOLDER / "tune.py"), "--scale", "tiny", "--workers", "1", "--lr", "1e-3"]
     command += ["2e-3", "--tasks", "needle", "--out", str(tmp_path)]
     assert subprocess.run(command, capture_output=True).returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "tiny_tune.jsonl").read_text().splitlines()]

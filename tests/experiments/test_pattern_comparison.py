@@ -3,7 +3,6 @@
 import json
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,15 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "pattern_comparison"
 CELLS = [f"{objective}/{pattern}/0" for pattern in ("dense", "bigbird") for objective in ("clm", "mlm")]
 
 
-def run(out, *options):
-    command = [sys.executable, str(FOLDER / "study.py"), "--scale", "tiny", "--out", str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(warm_python):
+    def command(out, *options):
+        line = [warm_python, str(FOLDER / "study.py"), "--scale", "tiny", "--out", str(out), *options]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return command
 
 
 def test_every_pattern_of_the_plan_is_an_option_of_train():
@@ -29,7 +32,7 @@ def test_every_pattern_of_the_plan_is_an_option_of_train():
 
 
 @pytest.mark.slow
-def test_the_study_is_made_cut_and_gone_on_with(tmp_path):
+def test_the_study_is_made_cut_and_gone_on_with(run, tmp_path):
     (tmp_path / "README.md").write_text("before\n<!-- tiny: begin -->\nold\n<!-- tiny: end -->\nafter\n")
     run(tmp_path, "--no-report", "--processes", "1")
     lines = (tmp_path / "tiny.jsonl").read_text().splitlines()

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -70,13 +69,17 @@ def record(size, ratio, *, kernel="forward", dim=64, block=64, **more):
     return {**about, "size": dataclasses.asdict(size), **times, **more}
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(FOLDER / "tune.py"), *arguments],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run(warm_python):
+    def command(*arguments):
+        return subprocess.run(
+            [warm_python, str(FOLDER / "tune.py"), *arguments],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+        )
+
+    return command
 
 
 def test_nothing_held_out_is_tuned_on(tune, part):
@@ -110,7 +113,7 @@ def test_grid(tune, kernel, block):
     assert changes[0] == 1
 
 
-def test_plan_needs_no_gpu(tmp_path):
+def test_plan_needs_no_gpu(run, tmp_path):
     done = run("--plan", "--head-dim", "128", "--blocks", "64", "--kernels", "keys")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -119,14 +122,14 @@ def test_plan_needs_no_gpu(tmp_path):
     assert "held out: variable, bslongformer" in lines[0]
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
+def test_without_a_gpu_it_says_so(run, tmp_path):
     done = run("--out", str(tmp_path / "tune.jsonl"))
     assert done.returncode == 1
     assert done.stderr.strip() == "no GPU that torch can use; --plan and --table need none"
     assert not (tmp_path / "tune.jsonl").exists()
 
 
-def test_table_of_nothing(tmp_path):
+def test_table_of_nothing(run, tmp_path):
     done = run("--table", "--out", str(tmp_path / "none.jsonl"))
     assert (done.returncode, done.stdout) == (0, "nothing measured yet\n")
 

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,38 @@ import torch
 from longspan_kernels import BlockLayout, block_sparse_attention
 
 WORD = 2**32
+
+
+def patch_the_interpreter_once():
+    """Let Triton's interpreter replace the functions of `triton.language` once, and not in each call.
+
+    It goes through all of them whenever one device function calls another, which is a third of the time of an
+    interpreted kernel. What it puts in their place is the same each time.
+    """
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function):
+        if id(function.__globals__) not in patched:
+            patched.add(id(function.__globals__))
+            patch(function)
+        return interpreter._LangPatchScope()  # of no changes: nothing is put back after a launch
+
+    interpreter._patch_lang = patch_once
+    dtype_of, dtypes = interpreter._get_np_dtype, {}
+
+    def remembered_dtype(dtype):
+        name = dtype.scalar.name
+        if name not in dtypes:
+            dtypes[name] = dtype_of(dtype)
+        return dtypes[name]
+
+    interpreter._get_np_dtype = remembered_dtype
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_the_interpreter_once()
 
 
 def philox_in_integers(counter, key):

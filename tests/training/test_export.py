@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,7 +82,7 @@ torch.save(list(zip(plain, sparse)), {out!r})
 """
 
 
-def test_plain_transformers_loads_it_dense_and_longspan_sparse(ids, tmp_path):
+def test_plain_transformers_loads_it_dense_and_longspan_sparse(ids, tmp_path, warm_python):
     runs, models = {}, []
     for architecture, (objective, _) in CASES.items():
         run = trained(tmp_path / architecture, f"model={architecture}", f"objective={objective}")
@@ -95,7 +94,7 @@ def test_plain_transformers_loads_it_dense_and_longspan_sparse(ids, tmp_path):
     torch.save(ids, tmp_path / "ids.pt")
     # In a process of its own, which imports this package after the dense models have run.
     code = PROCESS.format(models=models, ids=str(tmp_path / "ids.pt"), out=str(tmp_path / "out.pt"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([warm_python, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for (architecture, (run, folder)), (plain, sparse) in zip(
         runs.items(), torch.load(tmp_path / "out.pt"), strict=True
@@ -252,22 +251,21 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def command(*arguments):
-    return subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error::RuntimeWarning",
-            "-m",
-            "longspan.training.export",
-            *map(str, arguments),
-        ],
-        capture_output=True,
-        text=True,
-    )
+def test_the_command(run, tmp_path, warm_python):
+    def command(*arguments):
+        return subprocess.run(
+            [
+                warm_python,
+                "-W",
+                "error::RuntimeWarning",
+                "-m",
+                "longspan.training.export",
+                *map(str, arguments),
+            ],
+            capture_output=True,
+            text=True,
+        )
 
-
-def test_the_command(run, tmp_path):
     done = command(run.folder, tmp_path / "out", "--checkpoint", "last")
     assert done.returncode == 0, done.stderr
     assert f"Exported to {tmp_path / 'out'}" in done.stdout

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,11 +81,11 @@ if whole.trainer.is_global_zero:
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, warm_python):
     script = tmp_path / "two.py"
     script.write_text(SCRIPT.format(conftest=str(Path(__file__).with_name("conftest.py"))))
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [warm_python, str(script)],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

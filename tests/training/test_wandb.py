@@ -51,9 +51,9 @@ offline_wandb = load_reader()
 
 
 @pytest.mark.slow
-def test_the_guide_and_what_it_logged(tmp_path):
+def test_the_guide_and_what_it_logged(tmp_path, warm_python):
     """One sweep for all of it: its runs take a while to start."""
-    shell = shell_without_account(tmp_path)
+    shell = shell_without_account(tmp_path, warm_python)
     corpus = (
         f"data=text_files 'data.corpus.files=[{ROOT}/kernels/**/*.py]' data.corpus.validation_fraction=0.2"
     )
@@ -73,11 +73,11 @@ def test_the_guide_and_what_it_logged(tmp_path):
         check_command(command, shell)
 
 
-def shell_without_account(folder):
+def shell_without_account(folder, python):
     """What runs commands in a folder, with no login, no settings and no network."""
     (folder / "home").mkdir()
     keep = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{Path(python).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**keep, "HOME": str(folder / "home"), "NETRC": str(folder / "none"), "PATH": path}
     # A connection would go through a proxy that does not answer.
     environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")

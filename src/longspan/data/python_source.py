@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,7 +96,7 @@ class PythonSource(Corpus):
         return train, validation
 
     def _details(self) -> dict[str, str]:
-        distributions = packages_distributions() if self.packages else {}
+        distributions = _distributions(tuple(sys.path)) if self.packages else {}
         details = {"python": python_version()}
         for package in self.packages:
             top = package.partition(".")[0]
@@ -102,6 +104,16 @@ class PythonSource(Corpus):
             owners = distributions.get(top, [])
             details[package] = version(owners[0]) if owners else "unknown"
         return details
+
+
+@lru_cache(maxsize=1)
+def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Names of the distributions that installed each top-level module, read once a process.
+
+    The answer depends on `path`, the value of `sys.path`, alone. Reading the records of some hundred
+    distributions takes about a second, which a sweep would pay for each of its jobs.
+    """
+    return packages_distributions()
 
 
 def unit(name: str) -> str:

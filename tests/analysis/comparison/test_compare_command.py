@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 
@@ -102,9 +101,9 @@ def test_a_place_that_cannot_be_written_is_a_message(tmp_path, write_run, capsys
 
 
 @pytest.mark.slow
-def test_a_real_sweep_from_training_to_the_page(tmp_path, capsys):
+def test_a_real_sweep_from_training_to_the_page(tmp_path, capsys, warm_python):
     command = [
-        sys.executable, str(ROOT / "train.py"), "-m", "experiment=smoke", "sparsity=bigbird,dense",
+        warm_python, str(ROOT / "train.py"), "-m", "experiment=smoke", "sparsity=bigbird,dense",
         "seed=0,1", "trainer.max_steps=4", "trainer.val_check_interval=2", "model.num_layers=1",
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
     ]  # fmt: skip
