@@ -24,6 +24,11 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def pytest_unconfigure(config):
+    """Let the interpreter's last collection see all again: nanobind reports what it misses as leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """A folder with a tiny BERT of 128 positions and its tokenizer of characters."""
