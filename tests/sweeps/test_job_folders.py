@@ -227,7 +227,7 @@ def test_a_result_stays_its_job_s_where_the_sweep_is_moved():
 
 def test_what_cannot_be_told_before_a_job_begins_is_not_taken():
     unknown = config(model={"num_heads": "${hydra:job.num}"})
-    assert not launching._is_surely_of_job({"config": {"seed": 0}}, unknown)
+    assert not launching._is_known_to_be_of_job({"config": {"seed": 0}}, unknown)
 
 
 def test_a_folder_s_name_has_no_folders_in_it():
@@ -239,7 +239,7 @@ def test_a_folder_s_name_has_no_folders_in_it():
 @pytest.fixture
 def fresh_process(monkeypatch, tmp_path):
     """As a process that has used no device yet, on a machine of its own; its environment is set back."""
-    monkeypatch.setattr(devices, "_mine", None)
+    monkeypatch.setattr(devices, "_taken_here", None)
     monkeypatch.setattr(devices, "_uuids", list)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
@@ -250,7 +250,7 @@ def test_each_job_has_a_device_of_its_own(tmp_path, monkeypatch):
     devices.offer(tmp_path, ["5", "MIG-3f/1"])
     with devices.taken(tmp_path) as first:
         assert (first, os.environ["CUDA_VISIBLE_DEVICES"]) == ("gpu-5", "5")
-        monkeypatch.setattr(devices, "_mine", None)  # another process
+        monkeypatch.setattr(devices, "_taken_here", None)  # another process
         with devices.taken(tmp_path) as second:
             assert (second, os.environ["CUDA_VISIBLE_DEVICES"]) == ("gpu-MIG-3f/1", "MIG-3f/1")
     # The same process keeps the device that CUDA was first used on.
@@ -284,7 +284,7 @@ def test_sweeps_of_other_names_do_not_share_a_device(tmp_path, monkeypatch):
     devices.offer(tmp_path / "a", ["0", "1"])
     devices.offer(tmp_path / "b", ["0", "1"])
     with devices.taken(tmp_path / "a") as first:
-        monkeypatch.setattr(devices, "_mine", None)  # another process
+        monkeypatch.setattr(devices, "_taken_here", None)  # another process
         with devices.taken(tmp_path / "b") as second:
             assert (first, second) == ("gpu-0", "gpu-1")
 

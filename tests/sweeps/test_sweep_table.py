@@ -1,12 +1,13 @@
-"""longspan.sweeps.table: the closing table of a sweep."""
+"""longspan.sweeps.jobs and table: the closing table of a sweep."""
 
 import json
 
 import pytest
 from omegaconf import OmegaConf
 
+from longspan.sweeps.jobs import collect, note_jobs, record_failure
 from longspan.sweeps.seeds_table import group_seeds, seeds_table
-from longspan.sweeps.table import SweepTable, collect, note_jobs, record_failure
+from longspan.sweeps.table import SweepTable
 
 
 def result(name, loss):

@@ -149,7 +149,7 @@ def test_a_sweep_whose_list_changes_and_a_job_that_failed(command, tmp_path):
 
     # The list is another one now: what was the second job is the fourth, and what failed is the third.
     for index in range(4):
-        text = (ROOT / "kernels" / "longspan_kernels" / "layout.py").read_text()
+        text = (ROOT / "kernels" / "longspan_kernels" / "functional.py").read_text()
         (tmp_path / "texts" / f"{index}.py").write_text(f"# {index}\n{text}")
     status, out, err = command(*arguments, "sparsity=fixed,dense", missing)
     assert status == 0, err

@@ -51,7 +51,7 @@ def test_command(command, monkeypatch, tmp_path, line):
         if chosen in arguments and not installed(message):
             pytest.skip(message)
     recorder = Recorder()
-    monkeypatch.setattr(launching, "_hydras_own", lambda plugins, **parts: recorder)
+    monkeypatch.setattr(launching, "_hydras_method", lambda plugins, **parts: recorder)
     expected = 1
     for argument in arguments:
         values = argument.partition("=")[2].split(",")

@@ -160,11 +160,12 @@ def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
     return own, overrides
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ends the process with status 1 and a message on a user's mistake."""
     from longspan.analysis.inspect_gradients import ask_gradients
     from longspan.analysis.inspect_report import report
 
+    arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
@@ -186,4 +187,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

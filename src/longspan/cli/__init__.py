@@ -1,1 +1,1 @@
-"""The commands."""
+"""The commands: `longspan` and its words, and training."""

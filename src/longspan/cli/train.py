@@ -1,4 +1,7 @@
-"""The command: overrides in, a run or a sweep out. `train.py` and `longspan-train` are both this."""
+"""The command that trains: overrides in, a run or a sweep out.
+
+`python train.py`, `longspan train` and `longspan-train` are all this.
+"""
 
 from __future__ import annotations
 
@@ -33,30 +36,30 @@ class UserError(BaseException):
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
-        self.error = error
+        self.cause = error
 
 
 def main() -> None:
-    """Run what the command line asks for; ends the process with status 1 and a message on a user's mistake.
+    """Run what sys.argv asks for; ends the process with status 1 and a message on a user's mistake.
 
     With HYDRA_FULL_ERROR=1 in the environment the message comes with its traceback.
     """
     before = os.environ.get("HYDRA_FULL_ERROR")
-    # Hydra would print its own message and leave; ours says what is allowed instead.
+    # Hydra would print a message of its own and exit: ours also says what is allowed.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = get_args_parser().parse_args()
     try:
         search_path.register()
         if arguments.config_dir is not None:
             add_folder(arguments.config_dir)
-        # Help and completion list files and options: reading them typed would import what they name.
+        # Help and completion list files and options: a file with a mistake is listed too.
         if not (arguments.help or arguments.shell_completion):
             schemas.register()
             refuse_additions(arguments.overrides, config_name=arguments.config_name or schemas.PRIMARY)
             if arguments.multirun:
-                from longspan.sweeps import launcher as launching
+                from longspan.sweeps import launcher
 
-                launching.register()
+                launcher.register()
                 refuse_last_in_a_sweep(arguments.overrides)
         command = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=schemas.PRIMARY)(
             job
@@ -66,8 +69,8 @@ def main() -> None:
     except (*USER_ERRORS, UserError) as error:
         if before == "1":
             raise
-        told = error.error if isinstance(error, UserError) else error
-        print(f"\nlongspan: {describe(told)}", file=sys.stderr)
+        cause = error.cause if isinstance(error, UserError) else error
+        print(f"\nlongspan: {describe(cause)}", file=sys.stderr)
         sys.exit(1)
     finally:
         if before is None:
@@ -91,7 +94,7 @@ def wrapped_lines() -> Iterator[None]:
 
 
 def add_folder(folder: str) -> None:
-    """Find code too where --config-dir has Hydra find options; raises ConfigError for what is no folder."""
+    """Add the folder of --config-dir to those where code is found, too; raises ConfigError if it is none."""
     if not Path(folder).is_dir():
         raise ConfigError(f"--config-dir {folder}: there is no such folder")
     try:
@@ -101,12 +104,12 @@ def add_folder(folder: str) -> None:
 
 
 def job(config: DictConfig) -> float | None:
-    """Train as `config` says; gives the validation loss, which a sweeper may minimise.
+    """Train as `config` says; return the validation loss, which a sweeper may minimise.
 
     In a sweep a job that fails is recorded for the closing table and the others go on.
     """
     hydra_config = HydraConfig.get()
-    # As written: an interpolation among them means the run's configuration, not Hydra's.
+    # Not resolved: an interpolation among them refers to the run's configuration, not to Hydra's.
     overrides = [str(one) for one in OmegaConf.to_container(hydra_config.overrides.task) or ()]
     if hydra_config.mode == RunMode.RUN:
         from longspan.training.run import train

@@ -14,11 +14,17 @@ from longspan.errors import ConfigError
 
 
 def refuse_additions(overrides: list[str], config_name: str = schemas.PRIMARY) -> None:
-    """Refuse `+key=value` where a schema closes the set of keys: Hydra itself would take it and go on.
+    """Refuse `+key=value` where a schema says which keys there are: Hydra itself would take it and go on.
 
     Free dictionaries (`model.config_overrides`), targets with `**kwargs` and Hydra's own keys take additions.
 
-    Raises ConfigError with the keys that are allowed.
+    Args:
+        overrides: all overrides of a command line.
+        config_name: the file that a run is composed from.
+
+    Raises:
+        ConfigError: a key that is not allowed; the message names the allowed ones.
+
     """
     added = [override for override in overrides if override.startswith("+")]
     keys = [override.lstrip("+").partition("=")[0].partition("@")[0] for override in added]
@@ -37,7 +43,7 @@ def refuse_additions(overrides: list[str], config_name: str = schemas.PRIMARY) -
 
 
 def _deepest(config: DictConfig, key: str) -> tuple[DictConfig | None, str]:
-    """The deepest mapping on the way to `key` and what is missing in it; None where nothing is."""
+    """The deepest mapping on the way to `key`, and the name that is missing in it; None where none is."""
     node: object = config
     for name in key.split("."):
         if not isinstance(node, DictConfig):

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longspan.errors import ConfigError
 
-# A configuration file may come from anywhere; what it may call may not.
+# A configuration may come from anywhere: what it may call is limited.
 ALLOWED_PACKAGES = ("longspan", "torch", "lightning", "transformers", "datasets", "functools")
 
 _CONTROL_KEYS = ("_target_", "_partial_")
@@ -29,7 +29,9 @@ _CONTROL_KEYS = ("_target_", "_partial_")
 def locate(target: str) -> Callable[..., Any]:
     """The class or function of a dotted name such as `longspan.sparsity.BigBirdSparsityConfig`.
 
-    Raises ConfigError where the name lies outside ALLOWED_PACKAGES, does not exist or cannot be called.
+    Raises:
+        ConfigError: the name lies outside ALLOWED_PACKAGES, does not exist or cannot be called.
+
     """
     allowed = ", ".join(ALLOWED_PACKAGES)
     if not isinstance(target, str) or target.partition(".")[0] not in ALLOWED_PACKAGES:
@@ -40,7 +42,7 @@ def locate(target: str) -> Callable[..., Any]:
         raise ConfigError(f"_target_={target}: {error}") from error
     if not callable(found):
         raise ConfigError(f"_target_={target}: a {type(found).__name__} cannot be called")
-    # `torch.os.system` begins with an allowed name as well, so ask the object where it is from.
+    # `torch.os.system` begins with an allowed name as well: the object says where it comes from.
     home = str(getattr(found, "__module__", None) or "")
     if home.partition(".")[0] not in ALLOWED_PACKAGES:
         raise ConfigError(f"_target_={target}: it comes from {home or 'nowhere'}; allowed are {allowed}")
@@ -48,7 +50,7 @@ def locate(target: str) -> Callable[..., Any]:
 
 
 def _resolve(target: str) -> Any:
-    """Import as far as there are modules, then look up; an import failing inside a module tells itself."""
+    """Import as far as there are modules, then look up; an import that fails inside a module is raised."""
     parts = target.split(".")
     found: Any = importlib.import_module(parts[0])
     for depth, part in enumerate(parts[1:], start=2):
@@ -66,13 +68,18 @@ def _resolve(target: str) -> Any:
 def instantiate(config: Any, /, **arguments: Any) -> Any:
     """The object that a configuration describes by `_target_` and its arguments, inner ones first.
 
-    `_partial_: true` gives a factory that waits for the remaining arguments. `arguments` are handed to the
-    outermost target beside those of the configuration, and win over them. Values still missing (`???`)
-    are left to the target's own defaults. None gives None; a dictionary or list without `_target_` is
-    rebuilt with what is in it instantiated.
+    With `_partial_: true` it is a factory, which is called with the remaining arguments. None gives None; a
+    dictionary or list without `_target_` is rebuilt with what is in it instantiated. Values that are missing
+    (`???`) are left to the target's own defaults.
 
-    Raises ConfigError, which names the key, for a target that is not allowed, a value that is missing, and
-    any ValueError, TypeError, OSError or ImportError of the target itself.
+    Args:
+        config: an OmegaConf node, a dictionary, a list or None.
+        arguments: handed to the outermost target beside those of the configuration, in whose place they come.
+
+    Raises:
+        ConfigError: a target that is not allowed, a value that is missing, or a ValueError, TypeError,
+            OSError or ImportError of the target itself; the message names the key.
+
     """
     where = ""
     if OmegaConf.is_config(config):
@@ -107,7 +114,7 @@ def _build(node: Any, where: str, arguments: Mapping[str, Any]) -> Any:
 
 
 class _Factory:
-    """A target that waits for its remaining arguments, as functools.partial; its errors name the key."""
+    """A target with some of its arguments, as functools.partial; errors of a call name the key."""
 
     def __init__(self, target: Callable[..., Any], arguments: dict[str, Any], where: str):
         self.func, self.keywords, self.where = target, arguments, where

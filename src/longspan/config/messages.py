@@ -19,7 +19,7 @@ from longspan.errors import ConfigError, nearest
 # Errors that tell of a mistake of the user, and need no traceback.
 USER_ERRORS = (ConfigError, CompactHydraException, HydraException, OmegaConfBaseException)
 
-# What an option of Hydra's own groups needs, beside the packages that are always there.
+# What an option of Hydra's own groups needs beside the packages that are always installed.
 EXTRAS = {
     f"hydra/{option}": f"hydra/{option} needs {package}: pip install 'longspan[{extra}]'"
     for option, package, extra in (
@@ -35,7 +35,7 @@ _CONTROL = ("_target_", "_partial_", "defaults", "hydra")
 
 
 def allowed_keys(node: DictConfig, wrong: str) -> str:
-    """The keys that may stand where `wrong` was written, the nearest one first."""
+    """The keys that may stand where `wrong` was written, and the nearest one."""
     keys = [str(key) for key in node if key not in _CONTROL]
     if not keys:
         return "no key may stand here"
@@ -43,7 +43,7 @@ def allowed_keys(node: DictConfig, wrong: str) -> str:
 
 
 def explain(error: OmegaConfBaseException) -> str:
-    """One line for an error of OmegaConf: a key with the allowed ones, a value with the type wanted."""
+    """One line for an error of OmegaConf: the allowed keys for a key, the expected type for a value."""
     first = str(error.msg or error).strip().splitlines()[0]
     full_key, parent = error.full_key or str(error.key or ""), error.parent_node
     if isinstance(error, AttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
@@ -64,7 +64,7 @@ def _wanted(parent: Any, key: Any) -> str:
 
 
 def describe(error: Exception) -> str:
-    """The message of a user's mistake, from Hydra, OmegaConf or our own code."""
+    """The message for a mistake of the user, whether Hydra, OmegaConf or this package found it."""
     cause = error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")

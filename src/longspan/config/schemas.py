@@ -1,9 +1,9 @@
 """Typed schemas, derived from the signatures of what a configuration file makes.
 
-A file of conf/ that says `_target_: package.Class` is given that class's signature as its schema when it is
-read: unknown keys and values of a wrong type fail while the configuration is composed, and every argument
-of the class can be overridden, written in the file or not. Schema and code cannot drift apart, since there is
-no second list of keys, and a swept group holds nothing but its options.
+A file of conf/ that says `_target_: package.Class` gets that class's signature as its schema when it is read:
+unknown keys and values of a wrong type fail while the configuration is composed, and every argument of the
+class can be overridden, written in the file or not. Schema and code cannot drift apart, since there is no
+second list of keys, and a group holds nothing but its options, so that a sweep may run over all of them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from longspan.errors import ConfigError
 # The file from which a run is composed.
 PRIMARY = "train"
 
-# conf/hydra/launcher has options with the names of the plugins' own, whose schemas Hydra then holds them
-# against: what is wanted, and what it warns of at each job, in the jobs' processes too.
+# The options of conf/hydra/launcher have the names of those that the plugins bring, and Hydra checks them
+# against the schemas of the plugins. That is intended; Hydra warns of it at each job, in their processes too.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
-# In the place of the dots of a target, which would stand for classes inside of each other.
+# Stands for the dots of a target in the name of its schema: a dot there would be a class inside of a class.
 _DOT = "·"
 
 _PRIMITIVES = (bool, int, float, str, pathlib.Path)
@@ -74,9 +74,13 @@ class RunConfig:
 def schema_of(target: str) -> type:
     """A dataclass with the parameters of `target`, a dotted name: their names, types and defaults.
 
-    A type that OmegaConf cannot check (a module, a tensor, a union with lists) becomes Any; a parameter
-    without a default, or with one that a configuration cannot hold, is missing until it is given.
-    What the run supplies itself is no key; what it reads beside the parameters is.
+    A type that OmegaConf cannot check (a module, a tensor, a union with lists) becomes Any. A parameter
+    without a default, or with one that a configuration cannot hold, is missing (`???`) until it is given.
+    Parameters that the run supplies are no keys; keys that the run reads are, though no parameters.
+
+    Raises:
+        ConfigError: the target cannot be had.
+
     """
     signature = signature_of(target)
     fields: list[tuple[str, Any, Any]] = [("_target_", str, dataclasses.field(default=target))]
@@ -89,21 +93,21 @@ def schema_of(target: str) -> type:
         fields.append((name, kind, _field(kind, MISSING if default is NO_DEFAULT else default)))
     fields += [(name, kind, _field(kind, None)) for name, kind in signature.read_by_run.items()]
     schema = dataclasses.make_dataclass(_schema_name(target), fields)
-    # A configuration is sent to the process of a job, and back, with its types by reference: by value they
-    # would become others on the way.
+    # A configuration is sent to the process of a job, and back, with its types by reference: sent by value,
+    # they would arrive as other types.
     schema.__module__, schema.__qualname__ = __name__, target.replace(".", _DOT)
     return schema
 
 
 def __getattr__(name: str) -> type:
-    """The schema of a target, by the name that it is pickled under."""
+    """The schema of a target, by the name under which it is pickled."""
     if _DOT not in name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return schema_of(name.replace(_DOT, "."))
 
 
 def config_type(annotation: Any) -> Any:
-    """The type by which OmegaConf checks a parameter annotated so; Any where it has none for it."""
+    """The type by which OmegaConf checks a parameter with this annotation; Any where it has none."""
     if annotation in _PRIMITIVES or (isinstance(annotation, type) and issubclass(annotation, enum.Enum)):
         return annotation
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -120,7 +124,7 @@ def config_type(annotation: Any) -> Any:
 
 
 def _union(arguments: tuple[Any, ...]) -> Any:
-    # A tensor or device can be given in code only: what a file can hold decides.
+    # A tensor or a device can be given in code alone, never in a file.
     members = [
         config_type(member)
         for member in arguments
@@ -135,7 +139,7 @@ def _union(arguments: tuple[Any, ...]) -> Any:
 
 
 def _field(kind: Any, default: Any) -> Any:
-    """The dataclass field, its default left missing where OmegaConf cannot hold it."""
+    """A dataclass field; its default is missing where OmegaConf cannot hold it."""
     if isinstance(default, tuple):
         default = list(default)
     try:
@@ -156,10 +160,16 @@ def _schema_name(target: str) -> str:
 
 
 def typed(config: Any, where: str) -> Any:
-    """`config` with each node that has a `_target_` backed by the schema of that target.
+    """`config` with the schema of its target behind each node that has a `_target_`.
 
-    `where` names the file in errors. Raises ConfigCompositionException on a key that the target does not
-    take, on a value of a wrong type and on a target that cannot be had.
+    Args:
+        config: the content of a file, or a part of it.
+        where: the name of the file in errors.
+
+    Raises:
+        ConfigCompositionException: a key that the target does not take, a value of a wrong type, a target
+            that cannot be had.
+
     """
     if isinstance(config, ListConfig):
         for index in range(len(config)):
@@ -199,13 +209,13 @@ def _with_schema(config: DictConfig, where: str) -> DictConfig:
 
 
 class TypedFileSource(FileConfigSource):
-    """Hydra's source of YAML files, which hands each file on with the schemas of its targets."""
+    """Hydra's reader of YAML files, which gives each file the schemas of its targets."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Read one file; raises ConfigCompositionException where it breaks its schema."""
+        """Read one file; raises ConfigCompositionException where it does not fit its schema."""
         result = super().load_config(config_path)
         if config_path.startswith("hydra/"):
-            # Hydra's own parts are made by Hydra.
+            # Hydra makes its own parts, and checks their keys.
             return result
         result.config = typed(result.config, config_path)
         if config_path == PRIMARY and isinstance(result.config, DictConfig):
@@ -213,7 +223,7 @@ class TypedFileSource(FileConfigSource):
         return result
 
 
-# Hydra registers its own source again in the processes of a launcher, and takes ours for it by this name.
+# Hydra registers its own source again in the processes of a launcher, unless one of this name is there.
 TypedFileSource.__name__ = FileConfigSource.__name__
 
 
@@ -233,8 +243,8 @@ def _with_run_schema(config: DictConfig) -> DictConfig:
 def register() -> None:
     """Make Hydra read its files through TypedFileSource, in this process; may be called again.
 
-    It finds the options in folders of one's own too.
+    Options in the user's folders are found too.
     """
-    # Registers Hydra's own sources first: a second one for `file` would be refused.
+    # This registers Hydra's own sources, which has to come first: a second one for `file` would be refused.
     search_path.register()
     SourcesRegistry.instance().types["file"] = TypedFileSource

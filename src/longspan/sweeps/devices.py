@@ -1,8 +1,8 @@
-"""One device for each job of a sweep, where jobs run beside each other on one machine.
+"""One device for each job of a sweep, where several jobs run at once on one machine.
 
-The process of the sweep writes down which devices there are, in the sweep's folder. A job's process takes one
-by locking a file of its name, so that it is free again when the process is gone, however it died. Those files
-are the machine's, one folder for each user: two sweeps do not take the same device.
+The process of the sweep writes into the sweep's folder which devices there are. The process of a job takes
+one by locking a file of its name, so that the device is free again when the process ends, however it ends.
+The files lie in one folder for each user of the machine: two sweeps do not take the same device.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _GPU, _CPU = "gpu-", "cpu-"
 # How often a job that waits for a device looks again, in seconds.
 _PAUSE = 0.2
 
-# What CUDA was first used on cannot be changed in the same process.
-_mine: str | None = None
+# The device that this process has taken: CUDA cannot change to another one in the same process.
+_taken_here: str | None = None
 
 
 def offer(sweep_dir: Path, gpus: list[str], places: int = 0) -> None:
@@ -58,27 +58,27 @@ def locks_folder() -> Path:
 
 @contextmanager
 def taken(sweep_dir: Path) -> Iterator[str | None]:
-    """Take one of the devices that a sweep offers, and wait where none is free; gives its name.
+    """Take one of the devices that a sweep offers, and give its name; wait while none is free.
 
     A GPU is the only one that CUDA sees from then on in this process, which has to be before its first use.
     Nothing is taken, and None given, where nothing is offered.
     """
-    global _mine
+    global _taken_here
     offered = sweep_dir / FOLDER / _OFFERED
     if not offered.is_file():
         yield None
         return
-    names = json.loads(offered.read_text()) if _mine is None else [_mine]
+    names = json.loads(offered.read_text()) if _taken_here is None else [_taken_here]
     folder = locks_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     uuids = _uuids()
     files = {name: folder / f"{_lock_name(name, uuids)}.lock" for name in names}
-    while (found := _first_free(files)) is None:
+    while (free := _first_free(files)) is None:
         time.sleep(_PAUSE)
-    name, lock = found
+    name, lock = free
     try:
         if name.startswith(_GPU):
-            _mine = name
+            _taken_here = name
             os.environ["CUDA_VISIBLE_DEVICES"] = unquote(name.removeprefix(_GPU))
         log.info("this job has %s", unquote(name))
         yield unquote(name)

@@ -1,4 +1,4 @@
-"""Which folder of a sweep belongs to which job: the one whose run had the same settings."""
+"""Which folder of a sweep belongs to which job: that of the run with the same settings."""
 
 from __future__ import annotations
 
@@ -25,46 +25,49 @@ log = logging.getLogger(__name__)
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 LOCK = ".lock"
-# Whose folders are given away in a sweep, by their names, and the lock of that file.
+# The settings of the jobs that have a folder in a sweep, by the folder's name; and the lock of that file.
 RESERVED = ".folders.json"
 RESERVED_LOCK = ".folders.lock"
+# The settings that say where a run's files lie.
+_PLACES = ("output_dir", "sweep")
 
 
 def job_settings(config: DictConfig) -> dict[str, Any]:
-    """Return the settings of a job as a file would give them back, without what is ignored.
+    """Return the settings that make a job what it is, in the types that a file gives back.
 
     Args:
         config: of the job, without Hydra's own part; interpolations stay what they are.
 
     """
-    settings = _without_ignored(yaml.safe_load(OmegaConf.to_yaml(config)))
+    settings = _identity(yaml.safe_load(OmegaConf.to_yaml(config)))
     # Keys are strings in RESERVED.
     return json.loads(json.dumps(settings, default=str))
 
 
 def is_of_job(result: dict[str, Any], config: DictConfig) -> bool:
-    """Whether a result is that of the job with this configuration, as far as it says.
+    """Whether a result is that of the job with this configuration; True where it holds no configuration.
 
     Args:
-        result: as `longspan.records.run_folder.read_result` read it; an old one holds no configuration.
-        config: of the job, as for `job_settings`; it is resolved here, as the result's was.
+        result: as `longspan.records.run_folder.read_result` reads it; an old one holds no configuration.
+        config: of the job, as for `job_settings`; resolved here, as that of the result was.
 
     Raises:
         OmegaConfBaseException: the configuration cannot be resolved in this process.
 
     """
-    found = copy.deepcopy(result.get("config"))
-    if not found:
+    before = copy.deepcopy(result.get("config"))
+    if not before:
         return True
     config = copy.deepcopy(config)
     with read_write(config):
-        # Other settings are made of them, and the sweep's folder may have been moved.
-        config.update({key: found[key] for key in ("output_dir", "sweep") if key in found and key in config})
+        # Other settings are interpolated from these two, and the sweep's folder may have been moved.
+        config.update({key: before[key] for key in _PLACES if key in before and key in config})
     settings = to_jsonable(OmegaConf.to_container(config, resolve=True))
-    return _without_ignored(settings) == _without_ignored(found)
+    return _identity(settings) == _identity(before)
 
 
-def _without_ignored(settings: dict[str, Any]) -> dict[str, Any]:
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that make no other job; the dictionary itself is changed."""
     for name in NOT_PART_OF_A_JOBS_IDENTITY:
         *path, last = name.split(".")
         node = settings
@@ -75,11 +78,11 @@ def _without_ignored(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class JobFolders:
-    """The folders of a sweep, and which of them is whose.
+    """The folders of a sweep, and which job has which.
 
-    A folder is given away once: two jobs of the same settings have two. What was given to a job that has not
-    begun yet stands in RESERVED, which also says more of a folder than Hydra's file in it: that is written as
-    the job begins. Another command may give folders of the same sweep away: see `reserving`.
+    A folder is given away once: two jobs of the same settings have two. Folders of jobs that have not begun
+    stand in RESERVED, which wins over Hydra's file in a folder: that is written when the job begins. Another
+    command may give away folders of the same sweep: see `reserving`.
 
     Args:
         sweep_dir: the folder of the sweep; it need not be there.
@@ -146,9 +149,9 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let no other process train in a job's folder; wait for one that does, since its sweep was cut.
+    """Let no other process train in a job's folder; wait for one that still does.
 
-    The lock is gone when its process is, however it died.
+    The lock ends with its process, however that ends.
     """
     with _lock_of(folder, LOCK, "trains"):
         yield
@@ -156,7 +159,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def reserving(sweep_dir: Path) -> Iterator[JobFolders]:
-    """Let no other command give away folders of a sweep meanwhile; what was given is written down at the end.
+    """Let no other command give away folders of a sweep meanwhile; those given are written down at the end.
 
     Two commands that are started at once for one sweep would otherwise both give the next number.
     """
@@ -186,7 +189,7 @@ def _lock_of(folder: Path, name: str, doing: str) -> Iterator[None]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of a job that has begun; None where Hydra had not come to writing them."""
+    """Return the settings of a job that has begun; None where Hydra has not written them yet."""
     if not (folder / CONFIG).is_file() or not (folder / OVERRIDES).is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep are started: those that are left, each in its own folder, by whichever launcher."""
+"""Starts the jobs of a sweep that are not finished, each in its own folder, through any launcher of Hydra."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from longspan.errors import ConfigError
 from longspan.records.run_folder import FAILURE_FILE
 from longspan.sweeps import devices
 from longspan.sweeps.job_folders import JobFolders, finished_result, is_of_job, locked, reserving
-from longspan.sweeps.table import note_jobs, record_failure, sweep_name
+from longspan.sweeps.jobs import note_jobs, record_failure, sweep_name
 
 # Launchers that start several jobs on this machine and give each of them all devices.
-_BESIDE = ("JoblibLauncher", "LocalLauncher")
+_SIDE_BY_SIDE = ("JoblibLauncher", "LocalLauncher")
 # The one of them that starts all jobs at once.
 _ALL_AT_ONCE = "LocalLauncher"
 
 
 class ContinuingLauncher(Launcher):
-    """Hands the jobs that are left to another launcher, each with the folder of the run that it goes on.
+    """Hands the jobs that are not finished to another launcher, each with the folder of its run.
 
-    A job that is finished in the sweep's folder is not started; one that has begun there is given its folder,
-    whatever its number is now; a new one gets the number that it has in the list, or where a job of other
-    settings has that, the next free one.
+    A job that is finished in the sweep's folder is not started. A job that has begun there gets its folder
+    again, whatever its number is now. A new job gets its number in the list of jobs, or the next free one
+    where a job of other settings has that number.
 
     Args:
-        launcher: who starts the jobs.
-        hydra_context: with which jobs are composed.
+        launcher: the launcher that starts the jobs.
+        hydra_context: what jobs are composed with.
         config: of the sweep.
 
     """
@@ -52,10 +52,10 @@ class ContinuingLauncher(Launcher):
         """Do nothing: the other launcher has been set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Start what is left of a batch of jobs; gives what each of the batch reached.
+        """Start the jobs of a batch that are not finished; return what each job of the batch reached.
 
         Raises:
-            ConfigError: a job asks for what no job of a sweep can have.
+            ConfigError: a job asks for several processes, or two jobs get the same folder.
 
         """
         sweep_dir = Path(str(self._config.hydra.sweep.dir))
@@ -68,7 +68,7 @@ class ContinuingLauncher(Launcher):
         returns: dict[int, JobReturn] = {}
         for index, (name, task) in enumerate(placed):
             result = finished_result(sweep_dir / name)
-            if result is not None and _is_surely_of_job(result, task):
+            if result is not None and _is_known_to_be_of_job(result, task):
                 returns[index] = _finished(job_overrides[index], result)
         left = [index for index in range(len(jobs)) if index not in returns]
         self._record(sweep_dir, jobs)
@@ -86,7 +86,7 @@ class ContinuingLauncher(Launcher):
         return [returns[index] for index in range(len(jobs))]
 
     def _place(self, overrides: list[str], number: int, folders: JobFolders) -> tuple[str, DictConfig]:
-        """Find the folder of a job, or make up its name; gives its configuration too, without Hydra's."""
+        """The folder of a job, an earlier one or a new name, and its configuration without Hydra's part."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         refuse_processes(task)
@@ -109,7 +109,7 @@ class ContinuingLauncher(Launcher):
 
     def _offer_devices(self, sweep_dir: Path) -> None:
         launcher = type(self._launcher).__name__
-        if launcher not in _BESIDE:
+        if launcher not in _SIDE_BY_SIDE:
             # Jobs of another command that runs in the same folder may still need what it offers.
             return
         gpus = machine.visible_gpus(self._config.trainer.accelerator)
@@ -122,7 +122,7 @@ def register() -> None:
         Plugins.instantiate_launcher = _instantiate_launcher  # type: ignore[method-assign]
 
 
-_hydras_own = Plugins.instantiate_launcher
+_hydras_method = Plugins.instantiate_launcher
 
 
 def _instantiate_launcher(
@@ -131,12 +131,12 @@ def _instantiate_launcher(
     option = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}"
     if option in EXTRAS and config.hydra.launcher._target_ not in self.class_name_to_class:
         raise ConfigError(EXTRAS[option])
-    launcher = _hydras_own(self, hydra_context=hydra_context, task_function=task_function, config=config)
+    launcher = _hydras_method(self, hydra_context=hydra_context, task_function=task_function, config=config)
     return ContinuingLauncher(launcher, hydra_context, config)
 
 
 def train_job(config: DictConfig, overrides: Sequence[str]) -> float | None:
-    """Train a job of a sweep, or go on with it; gives its validation loss, None where it failed.
+    """Train a job of a sweep, or go on with it; return its validation loss, None where it failed.
 
     A failure is recorded for the closing table, and the other jobs go on.
 
@@ -167,8 +167,8 @@ def train_job(config: DictConfig, overrides: Sequence[str]) -> float | None:
     return result["metrics"]["val_loss"]
 
 
-def _is_surely_of_job(result: dict[str, Any], task: DictConfig) -> bool:
-    """Whether a result is a job's; where it is not, or cannot be told before the job begins, the job says."""
+def _is_known_to_be_of_job(result: dict[str, Any], task: DictConfig) -> bool:
+    """Whether a result is that of a job; False where only the process of the job can tell."""
     try:
         return is_of_job(result, task)
     except OmegaConfBaseException:
@@ -178,7 +178,7 @@ def _is_surely_of_job(result: dict[str, Any], task: DictConfig) -> bool:
 def _device() -> AbstractContextManager[str | None]:
     """A device that the sweep offers, where its launcher starts jobs beside each other."""
     hydra_config = HydraConfig.get()
-    beside = str(hydra_config.launcher._target_).rpartition(".")[2] in _BESIDE
+    beside = str(hydra_config.launcher._target_).rpartition(".")[2] in _SIDE_BY_SIDE
     return devices.taken(Path(str(hydra_config.sweep.dir))) if beside else nullcontext()
 
 
