@@ -99,7 +99,7 @@ def test_a_count_that_is_not_the_planned_one_warns(tmp_path, budgeted):
                 batch["labels"] = batch["labels"][:, : LENGTH // 2]
 
     run = budgeted(tmp_path, FlopBudget(4 * FLOPS_PER_BATCH), callbacks=[MoreTokens()])
-    with pytest.warns(UserWarning, match=f"and 4 steps for {4 * FLOPS_PER_BATCH:,}; counted were"):
+    with pytest.warns(UserWarning, match=f"and {4 * FLOPS_PER_BATCH:,} for 4 steps; counted were"):
         run.fit()
 
 

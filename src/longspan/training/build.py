@@ -12,9 +12,11 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from longspan.analysis.start import warn_at_start
 from longspan.config.instantiate import instantiate
+from longspan.config.messages import explain
 from longspan.config.patterns import distinct_patterns, read_patterns
 from longspan.data import Objective, Tokenizer
 from longspan.errors import ConfigError, nearest
@@ -133,7 +135,8 @@ def read_settings(config: DictConfig) -> dict[str, Any]:
     """Return the resolved configuration as plain types, after the checks that need no part of the run.
 
     Raises:
-        ConfigError: the seed is out of range, or a callback, logger or schedule has no `_target_`.
+        ConfigError: the seed is out of range, a callback, logger or schedule has no `_target_`, or a value is
+            missing or cannot be resolved.
 
     """
     if not 0 <= config.seed < 2**32:
@@ -148,7 +151,10 @@ def read_settings(config: DictConfig) -> dict[str, Any]:
                     f"{group}.{name} has no _target_, so it is no part of its own; present: "
                     f"{', '.join(known) or 'none'}{nearest(str(name), known)}"
                 )
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
 
 
 def _data_and_module(config: DictConfig) -> tuple[DataModule, LongspanModule, Patterns]:
