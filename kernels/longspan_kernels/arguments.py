@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.csr import BlockCSR
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Arguments:
 
     """
 
-    layout: BlockLayout
+    layout: BlockCSR
     scale: float
     left: int | None = None
     right: int | None = None

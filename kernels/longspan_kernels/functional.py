@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.backends import resolve_backend
-from longspan_kernels.layout import BlockLayout
-from longspan_kernels.layout import handles as registry
+from longspan_kernels.layout import BlockLayout, handles
+from longspan_kernels.layout.csr import check_lengths
 from longspan_kernels.layout.handles import LayoutHandle
 from longspan_kernels.ops import attend
 from longspan_kernels.relative import Alibi, RelativeBias, T5Buckets
@@ -19,14 +19,14 @@ from longspan_kernels.relative import Alibi, RelativeBias, T5Buckets
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@registry.constant_in_graphs
+@handles.constant_in_graphs
 def _pinned(digest: str) -> tuple[Any, ...]:
     """Run by Dynamo while it traces: the graph holds the numbers, so the layout has to stay.
 
     It takes the digest, which Dynamo guards by value: a layout of other content compiles again, an equal one
     in another object does not.
     """
-    return registry.pin(registry.find(digest))
+    return handles.keep_for_graph(handles.by_digest(digest))
 
 
 @overload
@@ -138,13 +138,13 @@ def block_sparse_attention(
     elif torch.compiler.is_compiling():
         handle = LayoutHandle(*_pinned(layout.digest))
     else:
-        handle = registry.handle_of(layout)
+        handle = layout.handle
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
     q_len, k_len = q.shape[2], k.shape[2]
     if q.shape[1] != handle.heads:
         raise ValueError(f"the layout is for {handle.heads} heads, but q has {q.shape[1]}: q is {_shape(q)}")
-    _check_lengths(handle, q_len, k_len)
+    check_lengths(handle, q_len, k_len)
     if key_padding_mask is not None:
         _check_per_key("key_padding_mask", key_padding_mask, q, k)
         if key_padding_mask.dtype != torch.bool and not key_padding_mask.is_floating_point():
@@ -234,16 +234,6 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"the heads of q must be a multiple of those of k and v, {_shapes(q, k, v)}")
-
-
-def _check_lengths(handle: LayoutHandle, q_len: int, k_len: int) -> None:
-    q_blocks, k_blocks = -(-(handle.lead + q_len) // handle.block), -(-k_len // handle.block)
-    if (q_blocks, k_blocks) != (handle.q_blocks, handle.k_blocks):
-        raise ValueError(
-            f"the layout has {handle.q_blocks} x {handle.k_blocks} blocks of {handle.block} tokens"
-            f"{f' with a lead of {handle.lead}' if handle.lead else ''}, but {q_len} queries and {k_len} "
-            f"keys need {q_blocks} x {k_blocks}"
-        )
 
 
 def _check_per_key(name: str, x: Tensor, q: Tensor, k: Tensor) -> None:

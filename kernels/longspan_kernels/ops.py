@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from longspan_kernels.arguments import Arguments, accumulator_dtype
 from longspan_kernels.backends import BACKENDS
-from longspan_kernels.layout import handles as registry
+from longspan_kernels.layout import handles
 from longspan_kernels.strides import empty_as
 
 Function = Callable[..., Any]
@@ -99,7 +99,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Attend: the context and the log-sum-exp, by the named backend. Arguments as in `Arguments`."""
     arguments = Arguments(
-        registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
+        handles.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
         dropout_p, dropout_seed, relative_table, relative_buckets, slopes,
     )  # fmt: skip
     with _no_autocast(q):
@@ -133,7 +133,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate: the gradients of q, k, v, bias and table, the last two empty unless they are wanted."""
     arguments = Arguments(
-        registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
+        handles.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
         dropout_p, dropout_seed, relative_table, relative_buckets, slopes,
     )  # fmt: skip
     with _no_autocast(q):
@@ -162,7 +162,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:3], out, lse, *inputs[3:11])
         ctx.rest = inputs[11:]
         ctx.backward_function = backward
-        ctx.layout = registry.layout_of(inputs[11])  # alive until the backward
+        ctx.layout = handles.layout_of(inputs[11])  # alive until the backward
         ctx.set_materialize_grads(False)
         return out, lse
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.csr import BlockCSR
 from longspan_kernels.triton_backend.kernel_configs import Size, Sizes, scattered_sizes_for, sizes_for
 from longspan_kernels.triton_backend.kernels.structs import Shape
 from longspan_kernels.triton_backend.launch import Tiles, padded, rising
@@ -36,10 +36,10 @@ class Call:
     lead: int
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> Call:
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, layout: BlockCSR) -> Call:
         """Describe a call."""
         shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
-        return cls(*shapes, q.dtype, q.device, layout.block, layout.lead)
+        return cls(*shapes, q.dtype, q.device, layout.block, layout.query_offset)
 
     @property
     def batch(self) -> int:

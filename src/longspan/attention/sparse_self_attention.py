@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longspan.sparsity import DenseSparsityConfig, SparsityConfig
 from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.layout.handles import LayoutHandle, constant_in_graphs, pin
+from longspan_kernels.layout.handles import LayoutHandle, constant_in_graphs, keep_for_graph
 from longspan_kernels.relative import RelativeBias
 
 _MODES = ("add", "mul")
@@ -175,7 +175,7 @@ def _pinned(parts: tuple[Any, ...], k_len: int, q_len: int) -> tuple[Any, ...]:
     The pattern comes as what it is made of, which Dynamo guards by value; made again, it is an equal pattern
     with the same layouts.
     """
-    return pin(_layout_of(_made_again(parts), k_len, q_len))
+    return keep_for_graph(_layout_of(_made_again(parts), k_len, q_len))
 
 
 def _made_again(value: Any) -> Any:
