@@ -59,7 +59,7 @@ def test_times_of_kernels_by_version_of_the_sources(tmp_path):
     parts = {"attend": 0.5, "differentiate_queries": 1.0, "differentiate_keys": 2.0}
     lines = [line("a", "old", **parts, combine=0.1, add_segments=0.2), line("a", "new", **parts)]
     path.write_text("".join([*lines, line("b", "new", **parts)]))
-    command = [sys.executable, str(FOLDER / "kernels.py"), "--table", str(path)]
+    command = [sys.executable, str(FOLDER / "contenders.py"), "--table", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2:] == [

@@ -4,6 +4,7 @@ Triton compiles here, so `test_launch` runs this file in a process that does not
 what is compared is not what they compute, but which of them is launched, and with what.
 """
 
+import dataclasses
 import gc
 import weakref
 
@@ -12,9 +13,8 @@ import torch
 from made_up_driver import made_up_gpu
 
 from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
-from longspan_kernels.triton_backend import call as kinds
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend import launch, prepared
+from longspan_kernels.triton_backend import backend, launch
+from longspan_kernels.triton_backend.tuning.choice import choose_configs
 
 HEADS, LENGTH = 2, 128
 
@@ -142,19 +142,23 @@ def test_nothing_of_a_call_stays(gpu):
     assert [x() for x in seen] == [None] * 4
 
 
-def test_sizes_that_are_not_settled_are_asked_for_again(gpu, monkeypatch):
+def test_a_choice_that_is_not_final_is_asked_for_again(gpu, monkeypatch):
     """A GPU without a table, and a call during which nothing may be timed: the next one asks again."""
     layout = layout_of_all()
-    asked = []
-    monkeypatch.setattr(prepared, "settled", lambda *_: False)
-    monkeypatch.setattr(kinds, "sizes_for", lambda *kind: asked.append(kind) or tuning.sizes_for(*kind))
+    asked, is_final = [], False
+
+    def choose(*arguments):
+        asked.append(arguments)
+        return dataclasses.replace(choose_configs(*arguments), is_final=is_final)
+
+    monkeypatch.setattr(backend, "choose_configs", choose)
     call(layout)
     call(layout)
-    assert len(asked) == 6  # of each kernel
-    monkeypatch.setattr(prepared, "settled", lambda *_: True)
+    assert len(asked) == 4  # forward and backward
+    is_final = True
     call(layout)
     call(layout)
-    assert len(asked) == 9
+    assert len(asked) == 6
 
 
 def test_no_keys_at_all(gpu):

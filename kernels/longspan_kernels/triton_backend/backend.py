@@ -11,9 +11,10 @@ from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.strides import empty_as
-from longspan_kernels.triton_backend.kernel_configs import Sizes
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
 from longspan_kernels.triton_backend.launch import Kinds, kind_of, unit_stride
 from longspan_kernels.triton_backend.prepared import Backward, Forward
+from longspan_kernels.triton_backend.tuning.choice import choose_configs
 
 BLOCKS = (16, 32, 64, 128)
 MAX_DIM = 256
@@ -27,10 +28,8 @@ _backwards: Kinds[Backward] = Kinds(_KEPT)
 _captured: set[Forward | Backward] = set()
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, *, sizes: Sizes | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attend; as `longspan_kernels.torch_backend.attention.forward`, ``sizes`` instead of the tuned.
+def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """Attend; as `longspan_kernels.torch_backend.attention.forward`.
 
     Raises:
         ValueError: a block, head dimension, dtype or device that the kernels do not serve.
@@ -43,9 +42,9 @@ def forward(
 
     def prepare() -> Forward:
         _check(q, v, arguments)
-        return Forward(q, k, v, arguments, sizes)
+        return Forward(q, k, v, arguments, _choice(q, v, arguments))
 
-    prepared = _forwards.get((kind_of(arguments, q, k, v), sizes), prepare)
+    prepared = _forwards.get(kind_of(arguments, q, k, v), prepare)
     _keep_if_captured(prepared, q.device)
     with _on(q.device):
         return prepared(q, k, v, arguments)
@@ -62,10 +61,8 @@ def backward(
     arguments: Arguments,
     bias_gradient: bool,
     table_gradient: bool = False,
-    *,
-    sizes: Sizes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Differentiate; as `torch_backend.attention.backward`, ``sizes`` instead of the tuned."""
+    """Differentiate; as `torch_backend.attention.backward`."""
     if not q.numel() or not k.numel():
         others = ((arguments.bias, bias_gradient), (arguments.relative_table, table_gradient))
         dbias, dtable = (x.new_zeros(x.shape) if x is not None and wanted else None for x, wanted in others)
@@ -77,15 +74,20 @@ def backward(
     q, k, v, out, grad = (unit_stride(x) for x in (q, k, v, out, grad_out))
     lse = lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
-    kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient, table_gradient, sizes)
+    kind = (kind_of(arguments, q, k, v, out, lse, grad, grad_lse), bias_gradient, table_gradient)
 
     def prepare() -> Backward:
-        return Backward(q, k, v, grad, arguments, bias_gradient, table_gradient, sizes)
+        choice = _choice(q, v, arguments)
+        return Backward(q, k, v, grad, arguments, bias_gradient, table_gradient, choice)
 
     prepared = _backwards.get(kind, prepare)
     _keep_if_captured(prepared, q.device)
     with _on(q.device):
         return prepared(q, k, v, out, lse, grad, grad_lse, arguments)
+
+
+def _choice(q: Tensor, v: Tensor, arguments: Arguments) -> ConfigChoice:
+    return choose_configs(q.dtype, max(q.shape[3], v.shape[3]), arguments.layout.block, q.device)
 
 
 def _check(q: Tensor, v: Tensor, arguments: Arguments) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.layout.csr import BlockCSR
-from longspan_kernels.triton_backend.kernel_configs import Size, Sizes, scattered_sizes_for, sizes_for
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice, KernelConfig
 from longspan_kernels.triton_backend.kernels.structs import Shape
 from longspan_kernels.triton_backend.launch import Tiles, padded, rising
 from longspan_kernels.triton_backend.schedule import Schedule, schedule_for
@@ -56,38 +56,35 @@ class Call:
         """Query heads that share a key head."""
         return self.q[1] // self.k[1]
 
-    @property
-    def kind(self) -> tuple[torch.dtype, int, int, torch.device]:
-        """What sizes depend on."""
-        return self.dtype, max(self.q[3], self.v[3]), self.block, self.device
-
-    def sub(self, size: Size) -> int:
+    def sub(self, size: KernelConfig) -> int:
         """Tokens of the sub-blocks that a kernel gathers."""
         return min(self.block, size.q_tile, size.k_tile)
 
     def schedule(
-        self, arguments: Arguments, kernel: str, sizes: Sizes | None, *, by_keys: bool, split: bool = True
-    ) -> tuple[Size, Schedule]:
-        """Choose the size of a kernel, if ``sizes`` does not give it, and make its schedule."""
+        self, arguments: Arguments, kernel: str, choice: ConfigChoice, *, by_keys: bool, split: bool = True
+    ) -> tuple[KernelConfig, Schedule]:
+        """Decide between the ordinary and the one-block configuration of a kernel, and make its schedule."""
 
-        def make(size: Size) -> tuple[Size, Schedule]:
+        def make(size: KernelConfig) -> tuple[KernelConfig, Schedule]:
             return size, schedule_for(
                 arguments.layout, self.q[2], self.k[2], arguments.left, arguments.right, self.device,
                 q_tile=size.q_tile, k_tile=size.k_tile, by_keys=by_keys, split=split,
             )  # fmt: skip
 
-        chosen = make(getattr(sizes or sizes_for(*self.kind), kernel))
+        chosen = make(getattr(choice.configs, kernel))
         # Compiled by Triton 3.6 for an H100, tiles of one block multiply the wrong weights and values where
         # a padding mask, a window and dropout meet (the log-sum-exp is right, and so is all under the
         # interpreter); what nothing is added to or dropped from is tested throughout.
         plain = not arguments.masked and not arguments.dropout_p
-        scattered = scattered_sizes_for(*self.kind) if sizes is None and plain else None
-        size = getattr(scattered, kernel, None)
-        if scattered is not None and size is not None and chosen[1].fill < scattered.fill:
+        one_block = choice.one_block if plain else None
+        size = getattr(one_block, kernel, None)
+        if one_block is not None and size is not None and chosen[1].fill < one_block.max_occupancy:
             return make(size)
         return chosen
 
-    def shape(self, arguments: Arguments, size: Size, schedule: Schedule, *, by_keys: bool = False) -> Shape:
+    def shape(
+        self, arguments: Arguments, size: KernelConfig, schedule: Schedule, *, by_keys: bool = False
+    ) -> Shape:
         """Give the sizes that the compiler knows; ``by_keys`` where tiles are of keys."""
         dim, value_dim = self.q[3], self.v[3]
         sub = self.sub(size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.strides import empty_as
 from longspan_kernels.triton_backend.call import SLICE, Call, tile_of
-from longspan_kernels.triton_backend.kernel_configs import Sizes, settled
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
 from longspan_kernels.triton_backend.kernels import backward as backward_kernels
 from longspan_kernels.triton_backend.kernels import bias_gradient as bias_kernels
 from longspan_kernels.triton_backend.kernels import forward as forward_kernels
@@ -22,19 +22,19 @@ from longspan_kernels.triton_backend.schedule import Schedule
 class Forward:
     """The forward of a kind of call."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, sizes: Sizes | None = None
-    ) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, choice: ConfigChoice) -> None:
         call = self._call = Call.of(q, k, v, arguments.layout)
-        self.settled = sizes is not None or settled(*call.kind)
+        self.settled = choice.is_final
         size, schedule = self._size, self._schedule = call.schedule(
-            arguments, "forward", sizes, by_keys=False
+            arguments, "forward", choice, by_keys=False
         )
         self._shape = call.shape(arguments, size, schedule)
         self._tables, self._lengths = call.tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
-        self._attend = Launch(forward_kernels.attend, call.programs(schedule.items, schedule), size.launch())
+        self._attend = Launch(
+            forward_kernels.attend, call.programs(schedule.items, schedule), size.launch_options()
+        )
         self._combine = Launch(forward_kernels.combine, call.slices(schedule, size.q_tile))
         self._combined = (call.heads, call.q[2], call.lead, call.v[3], padded(call.v[3]))
 
@@ -73,19 +73,19 @@ class Backward:
         arguments: Arguments,
         bias_gradient: bool,
         table_gradient: bool,
-        sizes: Sizes | None = None,
+        choice: ConfigChoice,
     ) -> None:
         call = self._call = Call.of(q, k, v, arguments.layout)
-        self.settled = sizes is not None or settled(*call.kind)
+        self.settled = choice.is_final
         self._bias = arguments.bias is not None and bias_gradient
         # A bias of one number a query or key takes the sums that the kernels of dq, dk and dv make anyway.
         shape = arguments.bias.shape if arguments.bias is not None and bias_gradient else (0,) * 4
         self._row_sums = self._bias and shape[3] == 1
         self._column_sums = self._bias and not self._row_sums and shape[2] == 1
-        self._queries = _Queries(call, arguments, sizes, k, v, self._row_sums, table_gradient)
-        self._keys = _Keys(call, arguments, sizes, q, grad, self._statistics(), self._column_sums)
+        self._queries = _Queries(call, arguments, choice, k, v, self._row_sums, table_gradient)
+        self._keys = _Keys(call, arguments, choice, q, grad, self._statistics(), self._column_sums)
         pairs = self._bias and not self._row_sums and not self._column_sums
-        self._pairs = _Pairs(call, arguments, sizes, tuple(shape)) if pairs else None
+        self._pairs = _Pairs(call, arguments, choice, tuple(shape)) if pairs else None
 
     def __call__(
         self,
@@ -133,14 +133,14 @@ class _Queries:
         self,
         call: Call,
         arguments: Arguments,
-        sizes: Sizes | None,
+        choice: ConfigChoice,
         k: Tensor,
         v: Tensor,
         row_sums: bool,
         table_sums: bool,
     ) -> None:
         size, schedule = self._size, self._schedule = call.schedule(
-            arguments, "queries", sizes, by_keys=False, split=not row_sums
+            arguments, "queries", choice, by_keys=False, split=not row_sums
         )
         self._call, self._sums = call, row_sums
         self._shape = call.shape(arguments, size, schedule)
@@ -153,7 +153,7 @@ class _Queries:
         self._items = None
         if table_sums and not schedule.shared:
             self._items = [(schedule.items[:, 1] == head).nonzero()[:, 0] for head in range(call.heads)]
-        self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch())
+        self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch_options())
         self._add = _Add(call, schedule, call.q[2], call.lead, size.q_tile, call.sub(size))
 
     def __call__(
@@ -202,14 +202,14 @@ class _Keys:
         self,
         call: Call,
         arguments: Arguments,
-        sizes: Sizes | None,
+        choice: ConfigChoice,
         q: Tensor,
         grad: Tensor,
         statistics: Tensor,
         column_sums: bool,
     ) -> None:
         size, schedule = self._size, self._schedule = call.schedule(
-            arguments, "keys", sizes, by_keys=True, split=not column_sums
+            arguments, "keys", choice, by_keys=True, split=not column_sums
         )
         self._call, self._sums = call, column_sums
         self._shape = call.shape(arguments, size, schedule, by_keys=True)
@@ -221,7 +221,7 @@ class _Keys:
         served = [served[0] and served[1]] * 2 + [served[2] and served[3]] * 2
         self._tiles = [Tiles(x, size.q_tile) if its else None for x, its in zip(wanted, served, strict=True)]
         programs = call.programs(schedule.items, schedule)
-        self._differentiate = Launch(backward_kernels.differentiate_keys, programs, size.launch())
+        self._differentiate = Launch(backward_kernels.differentiate_keys, programs, size.launch_options())
         self._add = _Add(call, schedule, call.k[2], 0, size.k_tile, call.sub(size))
 
     def __call__(
@@ -287,8 +287,8 @@ class _Add:
 class _Pairs:
     """The gradient of a bias that has queries and keys."""
 
-    def __init__(self, call: Call, arguments: Arguments, sizes: Sizes | None, bias: tuple[int, ...]) -> None:
-        size, schedule = call.schedule(arguments, "bias", sizes, by_keys=False)
+    def __init__(self, call: Call, arguments: Arguments, choice: ConfigChoice, bias: tuple[int, ...]) -> None:
+        size, schedule = call.schedule(arguments, "bias", choice, by_keys=False)
         own_heads = bias[1] if schedule.shared else call.heads
         self._dbias = (bias[0], own_heads, call.q[2], call.k[2])
         batches, batch_step = (1, 1) if bias[0] == call.batch else (call.batch, 0)
@@ -299,7 +299,7 @@ class _Pairs:
         self._lengths = (batch_step, head_step, call.group, *call.lengths()[1:])
         self._shape = call.shape(arguments, size, schedule)
         grid = (schedule.items.shape[0], bias[0], own_heads if schedule.shared else 1)
-        self._differentiate = Launch(bias_kernels.differentiate_bias, grid, size.launch())
+        self._differentiate = Launch(bias_kernels.differentiate_bias, grid, size.launch_options())
 
     def __call__(
         self,
