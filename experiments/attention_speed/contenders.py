@@ -6,7 +6,7 @@
 
 For instance, where Nsight Compute is there:
 
-    ncu --clock-control none --set full -k regex:'attend|differentiate' \
+    ncu --clock-control none --set full -k regex:attention_ \
         python experiments/attention_speed/contenders.py --once bigbird/b64/d64/16384
 
 bfloat16, the public autograd call; the mean over ten calls, the L2 cache flushed before each. TFLOP/s count
@@ -30,8 +30,8 @@ from longspan_kernels.triton_backend.tuning import config_cache
 
 CALLS = 10
 # Matrix products of a kept pair, by kernel: 2 operations a dimension each.
-PRODUCTS = {"attend": 2, "differentiate_queries": 3, "differentiate_keys": 4}
-KERNELS = (*PRODUCTS, "combine", "add_segments")
+PRODUCTS = {"attention_fwd_kernel": 2, "attention_bwd_dq_kernel": 3, "attention_bwd_dkdv_kernel": 4}
+KERNELS = (*PRODUCTS, "combine_splits_kernel", "sum_splits_kernel")
 
 
 def cell_named(name: str) -> suite.Cell:
@@ -91,7 +91,7 @@ def table(path: Path) -> str:
         cells = []
         for source in sources:
             ms = {name: one["ms"] for name, one in at.get((cell, source), {}).items()}
-            added = ms.get("combine", 0.0) + ms.get("add_segments", 0.0)
+            added = ms.get("combine_splits_kernel", 0.0) + ms.get("sum_splits_kernel", 0.0)
             parts = [f"{ms[name]:.3f}" for name in PRODUCTS if name in ms]
             cells.append(", ".join([*parts, f"{added:.3f}"]) if ms else "")
         lines.append(f"| {cell} | " + " | ".join(cells) + " |")

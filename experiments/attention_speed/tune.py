@@ -50,7 +50,11 @@ PATTERNS_OF_SMALL = ("bigbird", "local_sliding_window", "fixed")
 GROUP = 23
 ROUNDS = 7
 
-FUNCTIONS = {"forward": "attend", "queries": "differentiate_queries", "keys": "differentiate_keys"}
+FUNCTIONS = {
+    "forward": "attention_fwd_kernel",
+    "queries": "attention_bwd_dq_kernel",
+    "keys": "attention_bwd_dkdv_kernel",
+}
 
 Task = tuple[str, int, int, KernelConfig]  # kernel, head dimension, block, size
 

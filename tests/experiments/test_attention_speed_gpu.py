@@ -56,8 +56,11 @@ def test_times_of_kernels_by_version_of_the_sources(tmp_path):
         return json.dumps({"cell": cell, "source": source, "kernels": kernels}) + "\n"
 
     path = tmp_path / "kernels.jsonl"
-    parts = {"attend": 0.5, "differentiate_queries": 1.0, "differentiate_keys": 2.0}
-    lines = [line("a", "old", **parts, combine=0.1, add_segments=0.2), line("a", "new", **parts)]
+    parts = {"attention_fwd_kernel": 0.5, "attention_bwd_dq_kernel": 1.0, "attention_bwd_dkdv_kernel": 2.0}
+    lines = [
+        line("a", "old", **parts, combine_splits_kernel=0.1, sum_splits_kernel=0.2),
+        line("a", "new", **parts),
+    ]
     path.write_text("".join([*lines, line("b", "new", **parts)]))
     command = [sys.executable, str(FOLDER / "contenders.py"), "--table", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -165,7 +165,7 @@ def test_compiled_kernels_are_seen(tune, monkeypatch):
     compiled = types.SimpleNamespace(n_regs=168, n_spills=0, metadata=types.SimpleNamespace(shared=49152))
     monkeypatch.setattr(JITFunction, "run", lambda self, *values, **options: compiled)
     with tune.compiled_kernels() as found:
-        forward.attend[(1,)]()
+        forward.attention_fwd_kernel[(1,)]()
     told = tune.resources(found[tune.FUNCTIONS["forward"]])
     assert told == {"registers": 168, "spills": 0, "shared": 49152}
     assert tune.resources(None) == {}

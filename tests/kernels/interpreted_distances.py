@@ -47,9 +47,9 @@ LENGTHS = [(K_LEN, K_LEN), (Q_LEN, K_LEN), (K_LEN, Q_LEN)]
 )
 def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
     """Values and the gradient of the table; tiles are split, and heads may have layouts of their own."""
-    monkeypatch.setattr(plan, "_SEGMENT_STEPS", 1)
-    monkeypatch.setattr(plan, "_WHOLE_STEPS", 0)
-    monkeypatch.setattr(plan, "_PROGRAMS", 10**9)
+    monkeypatch.setattr(plan, "_MIN_SPLIT_STEPS", 1)
+    monkeypatch.setattr(plan, "_MAX_WHOLE_STEPS", 0)
+    monkeypatch.setattr(plan, "_TARGET_PROGRAMS", 10**9)
     relative = RELATIVE[name]()
     shared = options == "plain"
     layout = kit.random_layout(1 if shared else HEADS, *lengths, block, density=0.8, seed=4)
@@ -97,8 +97,8 @@ def test_opcheck(kit, with_options):
 @pytest.mark.parametrize("kv_heads", [2, 1])
 def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
     """Token by token, as a model projects them, in segments and as torch.compile is told."""
-    monkeypatch.setattr(plan, "_SEGMENT_STEPS", 1)
-    monkeypatch.setattr(plan, "_WHOLE_STEPS", 0)
+    monkeypatch.setattr(plan, "_MIN_SPLIT_STEPS", 1)
+    monkeypatch.setattr(plan, "_MAX_WHOLE_STEPS", 0)
     layout = kit.random_layout(2, 60, 60, 16, density=0.8)
     q, k, v = tensors(kit, 2, 2, kv_heads, 60, 60)
     by_tokens = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]

@@ -326,7 +326,7 @@ def test_the_same_bits_again(kit):
 @pytest.fixture
 def short_segments(monkeypatch):
     """Split tiles that are longer than two steps, as global rows of long sequences are."""
-    for name, value in (("_SEGMENT_STEPS", 2), ("_WHOLE_STEPS", 0), ("_PROGRAMS", 2**20)):
+    for name, value in (("_MIN_SPLIT_STEPS", 2), ("_MAX_WHOLE_STEPS", 0), ("_TARGET_PROGRAMS", 2**20)):
         monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(plan, "_schedules", type(plan._schedules)())
 
@@ -358,7 +358,7 @@ def test_segments_are_combined(kit, dtype, shared, option):
     inputs = tensors(kit, 1, HEADS, 1, length, length, dtype=dtype)
     layout = BlockLayout.from_dense(dense, 16)
     check(*inputs, layout, tolerance=2e-5 if dtype == torch.float32 else HALF, **options)
-    split = [schedule.partials > 0 for schedule in plan._schedules.values()]
+    split = [schedule.num_partials > 0 for schedule in plan._schedules.values()]
     assert all(split) if option == "plain" else any(split)
 
 

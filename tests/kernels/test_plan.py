@@ -45,7 +45,7 @@ def calls(draw):
 @given(calls())
 def test_each_seen_pair_is_met_once(kit, call):
     (layout, q_len, k_len, left, right), tiles, cap = call
-    schedule = make_schedule(layout, q_len, k_len, left, right, **tiles, segment_steps=cap)
+    schedule = make_schedule(layout, q_len, k_len, left, right, **tiles, max_split_steps=cap)
     assert schedule.shared == (layout.layouts == 1)
     kept = kit.token_mask(layout, q_len, k_len)
     seen = kit.token_mask(layout, q_len, k_len, window=(left, right))
@@ -70,17 +70,21 @@ def _met(schedule, head, layout, q_len, k_len, q_tile, k_tile, by_keys):
     own_lead, other_lead = (0, layout.lead) if by_keys else (layout.lead, 0)
     rows, slots = own_tile // sub, other_tile // sub
     own_count = -(-(own_lead + own_len) // sub)
-    assert schedule.columns.shape[1] == slots
-    assert schedule.own.shape[1] == rows
-    columns, bits, owned = schedule.columns.tolist(), schedule.bits.tolist(), schedule.own.tolist()
+    assert schedule.step_blocks.shape[1] == slots
+    assert schedule.tile_blocks.shape[1] == rows
+    columns, bits, owned = (
+        schedule.step_blocks.tolist(),
+        schedule.pair_bits.tolist(),
+        schedule.tile_blocks.tolist(),
+    )
     met = torch.zeros((own_count + 1) * sub, other_lead + other_len + sub, dtype=torch.int64)
     free = torch.zeros_like(met, dtype=torch.bool)
-    for tile, of_head, first, whole, uncut, steps, _ in schedule.items.tolist():
+    for tile, of_head, first, whole, uncut, steps, _ in schedule.work_tiles.tolist():
         if of_head not in (-1, head):
             continue
         assert 0 <= whole <= uncut <= steps
-        assert schedule.bitten or whole == uncut
-        assert schedule.cut or uncut == steps
+        assert schedule.has_partial_steps or whole == uncut
+        assert schedule.has_token_mask_steps or uncut == steps
         for step in range(first, first + steps):
             for slot in range(slots):
                 start = columns[step][slot] * sub
@@ -103,8 +107,8 @@ def _met(schedule, head, layout, q_len, k_len, q_tile, k_tile, by_keys):
 @given(calls())
 def test_items_and_splits(call):
     (layout, *lengths), tiles, cap = call
-    schedule = make_schedule(layout, *lengths, **tiles, segment_steps=cap)
-    items, splits, longs = schedule.items.tolist(), schedule.splits.tolist(), schedule.longs
+    schedule = make_schedule(layout, *lengths, **tiles, max_split_steps=cap)
+    items, splits, longs = schedule.work_tiles.tolist(), schedule.split_tiles.tolist(), schedule.num_long
     # The long ones of all heads first, then head by head, the longest of each first.
     assert [item[5] for item in items[:longs]] == sorted((item[5] for item in items[:longs]), reverse=True)
     order = [(item[1], -item[5]) for item in items[longs:]]
@@ -116,7 +120,7 @@ def test_items_and_splits(call):
     q_len, k_len = lengths[:2]
     sub = min(layout.block, tiles["q_tile"], tiles["k_tile"])
     own_count = -(-k_len // sub) if tiles["by_keys"] else -(-(layout.lead + q_len) // sub)
-    owned = schedule.own.tolist()
+    owned = schedule.tile_blocks.tolist()
     for head in {item[1] for item in items}:
         mine = [item for item in items if item[1] == head]
         of_splits = [split for split in splits if split[1] == head]
@@ -131,7 +135,7 @@ def test_items_and_splits(call):
         assert sorted((item[0], item[6]) for item in mine if item[6] != -1) == sorted(expected)
         results = [partial for _, partial in expected]
         assert len(set(results)) == len(results)
-        assert all(0 <= partial < schedule.partials for partial in results)
+        assert all(0 <= partial < schedule.num_partials for partial in results)
     segments = {}
     for tile, head, first, _, _, steps, _ in items:
         segments.setdefault((head, tile), []).append((first, steps))
@@ -146,29 +150,42 @@ def test_what_keeps_far_more_shares_tiles():
     """Global columns amid local ones: the tiles of the local ones do not walk through all queries."""
     layout = sparsity.FixedSparsityConfig(1, 16).layout(2048)  # every fourth column is global
     schedule = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=True)
-    steps = {tuple(schedule.own[tile].tolist()): steps for tile, *_, steps, _ in schedule.items.tolist()}
+    steps = {
+        tuple(schedule.tile_blocks[tile].tolist()): steps
+        for tile, *_, steps, _ in schedule.work_tiles.tolist()
+    }
     end = 2048 // 16
     assert steps[0, 1, 2, end] == 1
     assert steps[3, 7, 11, 15] == 2048 // 64
     assert len(steps) == 32 + 8
     rows = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=False)
-    assert rows.own.tolist() == torch.arange(end).view(-1, 4).tolist()
+    assert rows.tile_blocks.tolist() == torch.arange(end).view(-1, 4).tolist()
 
 
 def test_steps_that_need_no_mask_come_first_and_are_full():
     layout = BlockLayout.from_dense(torch.ones(1, 8, 8), 16)
     tiles = {"q_tile": 32, "k_tile": 32, "by_keys": False}
     whole = make_schedule(layout, 128, 128, None, None, **tiles)
-    assert whole.items[:, 3:6].tolist() == [[4, 4, 4]] * 4
+    assert whole.work_tiles[:, 3:6].tolist() == [[4, 4, 4]] * 4
     ragged = make_schedule(layout, 128, 127, None, None, **tiles)
-    assert ragged.items[:, 3:6].tolist() == [[3, 3, 4]] * 4
+    assert ragged.work_tiles[:, 3:6].tolist() == [[3, 3, 4]] * 4
     causal = make_schedule(layout, 128, 128, None, 0, **tiles)
-    assert causal.items[:, [0, 3, 4, 5]].tolist() == [[3, 3, 3, 4], [2, 2, 2, 3], [1, 1, 1, 2], [0, 0, 0, 1]]
+    assert causal.work_tiles[:, [0, 3, 4, 5]].tolist() == [
+        [3, 3, 3, 4],
+        [2, 2, 2, 3],
+        [1, 1, 1, 2],
+        [0, 0, 0, 1],
+    ]
     # Blocks of 16 in tiles of 32, a diagonal and a column: bits alone for what causality leaves whole.
     dense = torch.eye(8, dtype=torch.bool)
     dense[:, 0] = dense[4, 1] = True
     bitten = make_schedule(BlockLayout.from_dense(dense[None], 16), 128, 128, None, 0, **tiles)
-    assert bitten.items[:, [0, 3, 4, 5]].tolist() == [[1, 0, 1, 2], [2, 0, 1, 2], [3, 0, 1, 2], [0, 0, 0, 1]]
+    assert bitten.work_tiles[:, [0, 3, 4, 5]].tolist() == [
+        [1, 0, 1, 2],
+        [2, 0, 1, 2],
+        [3, 0, 1, 2],
+        [0, 0, 0, 1],
+    ]
 
 
 def test_schedules_are_kept():
@@ -191,5 +208,5 @@ def test_a_million_tokens():
         schedule = make_schedule(layout, 2**20, 2**20, None, None, q_tile=64, k_tile=64, by_keys=by_keys)
         assert schedule.shared
         assert schedule.nbytes < 25e6
-        assert schedule.items[:, 5].max() < 2**14 // 8  # the global row and column are split
+        assert schedule.work_tiles[:, 5].max() < 2**14 // 8  # the global row and column are split
     assert time.process_time() - started < 1.0

@@ -14,7 +14,7 @@ from longspan_kernels.layout.csr import BlockCSR
 from longspan_kernels.triton_backend.kernel_configs import ConfigChoice, KernelConfig
 from longspan_kernels.triton_backend.kernels.structs import Shape
 from longspan_kernels.triton_backend.launch import Tiles, padded, rising
-from longspan_kernels.triton_backend.schedule import Schedule, schedule_for
+from longspan_kernels.triton_backend.schedule import TileSchedule, schedule_for
 
 # Rows of a split tile that one program adds up; no tile has fewer.
 SLICE = 16
@@ -62,10 +62,10 @@ class Call:
 
     def schedule(
         self, arguments: Arguments, kernel: str, choice: ConfigChoice, *, by_keys: bool, split: bool = True
-    ) -> tuple[KernelConfig, Schedule]:
+    ) -> tuple[KernelConfig, TileSchedule]:
         """Decide between the ordinary and the one-block configuration of a kernel, and make its schedule."""
 
-        def make(size: KernelConfig) -> tuple[KernelConfig, Schedule]:
+        def make(size: KernelConfig) -> tuple[KernelConfig, TileSchedule]:
             return size, schedule_for(
                 arguments.layout, self.q[2], self.k[2], arguments.left, arguments.right, self.device,
                 q_tile=size.q_tile, k_tile=size.k_tile, by_keys=by_keys, split=split,
@@ -78,34 +78,34 @@ class Call:
         plain = not arguments.masked and not arguments.dropout_p
         one_block = choice.one_block if plain else None
         size = getattr(one_block, kernel, None)
-        if one_block is not None and size is not None and chosen[1].fill < one_block.max_occupancy:
+        if one_block is not None and size is not None and chosen[1].occupancy < one_block.max_occupancy:
             return make(size)
         return chosen
 
     def shape(
-        self, arguments: Arguments, size: KernelConfig, schedule: Schedule, *, by_keys: bool = False
+        self, arguments: Arguments, size: KernelConfig, schedule: TileSchedule, *, by_keys: bool = False
     ) -> Shape:
         """Give the sizes that the compiler knows; ``by_keys`` where tiles are of keys."""
         dim, value_dim = self.q[3], self.v[3]
         sub = self.sub(size)
         ragged = (self.lead > 0 or self.q[2] % sub != 0) if by_keys else self.k[2] % sub != 0
-        bare = rising(arguments.scale) and not arguments.masked
+        scale_in_exp2 = rising(arguments.scale) and not arguments.masked
         numbers = (
             dim, padded(dim), value_dim, padded(value_dim), size.q_tile, size.k_tile, sub, self.group,
             schedule.shared, ragged,
         )  # fmt: skip
-        steps = tuple(map(tl.constexpr, (True, schedule.bitten, schedule.cut)))
-        return Shape(*[*map(tl.constexpr, numbers), steps, tl.constexpr(bare), tl.constexpr("ieee")])
+        steps = tuple(map(tl.constexpr, (True, schedule.has_partial_steps, schedule.has_token_mask_steps)))
+        return Shape(*[*map(tl.constexpr, numbers), steps, tl.constexpr(scale_in_exp2), tl.constexpr("ieee")])
 
-    def programs(self, table: Tensor, schedule: Schedule) -> tuple[int]:
+    def programs(self, table: Tensor, schedule: TileSchedule) -> tuple[int]:
         """Grid of a work list: every batch entry runs it, and every head if they share it."""
         return (table.shape[0] * self.runs(schedule),)
 
-    def slices(self, schedule: Schedule, tile: int) -> tuple[int, int]:
+    def slices(self, schedule: TileSchedule, tile: int) -> tuple[int, int]:
         """Grid of what adds segments up: split tiles, and slices of their rows."""
-        return (*self.programs(schedule.splits, schedule), tile // SLICE)
+        return (*self.programs(schedule.split_tiles, schedule), tile // SLICE)
 
-    def runs(self, schedule: Schedule) -> int:
+    def runs(self, schedule: TileSchedule) -> int:
         """How often a work list is run."""
         return self.batch * self.heads if schedule.shared else self.batch
 
@@ -113,19 +113,19 @@ class Call:
         """Give what the kernels ask of lengths."""
         return self.heads, self.q[2], self.k[2], self.lead
 
-    def tables(self, schedule: Schedule) -> tuple[Any, ...]:
+    def tables(self, schedule: TileSchedule) -> tuple[Any, ...]:
         """Give the tables of a schedule and how the grid runs them, as the kernels take them."""
-        longs = schedule.longs
+        num_long = schedule.num_long
         return (
-            schedule.columns, schedule.bits, schedule.own, schedule.items, longs,
-            schedule.items.shape[0] - longs, longs * self.runs(schedule), schedule.partials,
+            schedule.step_blocks, schedule.pair_bits, schedule.tile_blocks, schedule.work_tiles, num_long,
+            schedule.work_tiles.shape[0] - num_long, num_long * self.runs(schedule), schedule.num_partials,
         )  # fmt: skip
 
-    def partials(self, schedule: Schedule, stand_in: Tensor, tile: int, *width: int) -> Tensor:
+    def partials(self, schedule: TileSchedule, stand_in: Tensor, tile: int, *width: int) -> Tensor:
         """Room for what the segments of split tiles compute, float32; where none is split, the stand-in."""
-        if not schedule.partials:
+        if not schedule.num_partials:
             return stand_in
-        shape = (self.batch, self.heads, schedule.partials, tile, *width)
+        shape = (self.batch, self.heads, schedule.num_partials, tile, *width)
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
 

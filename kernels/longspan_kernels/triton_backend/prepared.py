@@ -16,7 +16,7 @@ from longspan_kernels.triton_backend.kernels import bias_gradient as bias_kernel
 from longspan_kernels.triton_backend.kernels import forward as forward_kernels
 from longspan_kernels.triton_backend.kernels.structs import Strided
 from longspan_kernels.triton_backend.launch import LOG2E, Launch, Tiles, dropout_of, masks_of, operand, padded
-from longspan_kernels.triton_backend.schedule import Schedule
+from longspan_kernels.triton_backend.schedule import TileSchedule
 
 
 class Forward:
@@ -33,9 +33,11 @@ class Forward:
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
         self._attend = Launch(
-            forward_kernels.attend, call.programs(schedule.items, schedule), size.launch_options()
+            forward_kernels.attention_fwd_kernel,
+            call.programs(schedule.work_tiles, schedule),
+            size.launch_options(),
         )
-        self._combine = Launch(forward_kernels.combine, call.slices(schedule, size.q_tile))
+        self._combine = Launch(forward_kernels.combine_splits_kernel, call.slices(schedule, size.q_tile))
         self._combined = (call.heads, call.q[2], call.lead, call.v[3], padded(call.v[3]))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -51,12 +53,12 @@ class Forward:
             arguments.scale * LOG2E, arguments.left, arguments.right, masks_of(arguments),
             dropout_of(arguments), self._shape,
         )  # fmt: skip
-        if schedule.partials:
+        if schedule.num_partials:
             heads, q_len, lead, width, wide = self._combined
             self._combine(
-                operand(out), lse, partial_out, partial_lse, schedule.own, schedule.splits, 0,
-                schedule.splits.shape[0], 0, schedule.partials, heads, q_len, lead, width, wide, size.q_tile,
-                call.sub(size), SLICE, schedule.shared,
+                operand(out), lse, partial_out, partial_lse, schedule.tile_blocks, schedule.split_tiles, 0,
+                schedule.split_tiles.shape[0], 0, schedule.num_partials, heads, q_len, lead, width, wide,
+                size.q_tile, call.sub(size), SLICE, schedule.shared,
             )  # fmt: skip
         return out, lse
 
@@ -147,13 +149,15 @@ class _Queries:
         self._tables, self._lengths = call.tables(schedule), call.lengths()
         fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
         self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
-        programs = self._programs = call.programs(schedule.items, schedule)
+        programs = self._programs = call.programs(schedule.work_tiles, schedule)
         self._table_sums = table_sums
         # Where heads have items of their own, which those of each head are.
         self._items = None
         if table_sums and not schedule.shared:
-            self._items = [(schedule.items[:, 1] == head).nonzero()[:, 0] for head in range(call.heads)]
-        self._differentiate = Launch(backward_kernels.differentiate_queries, programs, size.launch_options())
+            self._items = [(schedule.work_tiles[:, 1] == head).nonzero()[:, 0] for head in range(call.heads)]
+        self._differentiate = Launch(
+            backward_kernels.attention_bwd_dq_kernel, programs, size.launch_options()
+        )
         self._add = _Add(call, schedule, call.q[2], call.lead, size.q_tile, call.sub(size))
 
     def __call__(
@@ -220,8 +224,10 @@ class _Keys:
         # Both of q and the gradient, and both of the others.
         served = [served[0] and served[1]] * 2 + [served[2] and served[3]] * 2
         self._tiles = [Tiles(x, size.q_tile) if its else None for x, its in zip(wanted, served, strict=True)]
-        programs = call.programs(schedule.items, schedule)
-        self._differentiate = Launch(backward_kernels.differentiate_keys, programs, size.launch_options())
+        programs = call.programs(schedule.work_tiles, schedule)
+        self._differentiate = Launch(
+            backward_kernels.attention_bwd_dkdv_kernel, programs, size.launch_options()
+        )
         self._add = _Add(call, schedule, call.k[2], 0, size.k_tile, call.sub(size))
 
     def __call__(
@@ -265,14 +271,16 @@ class _Keys:
 class _Add:
     """The sums of what the segments of split tiles computed."""
 
-    def __init__(self, call: Call, schedule: Schedule, length: int, lead: int, tile: int, sub: int) -> None:
+    def __init__(
+        self, call: Call, schedule: TileSchedule, length: int, lead: int, tile: int, sub: int
+    ) -> None:
         widths = (call.q[3], padded(call.q[3]), call.v[3], padded(call.v[3]))
         self._tail = (
-            schedule.own, schedule.splits, 0, schedule.splits.shape[0], 0, schedule.partials, call.heads,
-            length, lead, *widths, tile, sub, SLICE, schedule.shared,
+            schedule.tile_blocks, schedule.split_tiles, 0, schedule.split_tiles.shape[0], 0,
+            schedule.num_partials, call.heads, length, lead, *widths, tile, sub, SLICE, schedule.shared,
         )  # fmt: skip
-        self._split = schedule.partials > 0
-        self._add = Launch(backward_kernels.add_segments, call.slices(schedule, tile))
+        self._split = schedule.num_partials > 0
+        self._add = Launch(backward_kernels.sum_splits_kernel, call.slices(schedule, tile))
 
     def __call__(
         self, whole: Tensor, partial: Tensor, second: Tensor | None = None, others: Tensor | None = None
@@ -294,12 +302,13 @@ class _Pairs:
         batches, batch_step = (1, 1) if bias[0] == call.batch else (call.batch, 0)
         heads, head_step = (call.heads, 0) if schedule.shared and bias[1] != call.heads else (1, 1)
         self._head = (
-            schedule.columns, schedule.bits, schedule.own, schedule.items, call.heads, batches, heads,
+            schedule.step_blocks, schedule.pair_bits, schedule.tile_blocks, schedule.work_tiles, call.heads,
+            batches, heads,
         )  # fmt: skip
         self._lengths = (batch_step, head_step, call.group, *call.lengths()[1:])
         self._shape = call.shape(arguments, size, schedule)
-        grid = (schedule.items.shape[0], bias[0], own_heads if schedule.shared else 1)
-        self._differentiate = Launch(bias_kernels.differentiate_bias, grid, size.launch_options())
+        grid = (schedule.work_tiles.shape[0], bias[0], own_heads if schedule.shared else 1)
+        self._differentiate = Launch(bias_kernels.attention_bwd_dbias_kernel, grid, size.launch_options())
 
     def __call__(
         self,

@@ -31,56 +31,58 @@ from longspan_kernels.layout.csr import rows_of
 from longspan_kernels.triton_backend.tiling import Tiling, make_tiling
 
 # A segment is not shorter than this many steps: shorter ones cost more in partial results than they balance.
-_SEGMENT_STEPS = 32
+_MIN_SPLIT_STEPS = 32
 # Where no tile has more steps, none is split: adding the segments up would cost the host three more launches.
-_WHOLE_STEPS = 128
+_MAX_WHOLE_STEPS = 128
 # Items of so many times the steps of the median one begin before all others.
-_LONG = 2
+_LONG_FACTOR = 2
 # Programs that keep a large GPU busy: a tile longer than its share of the work among so many is split.
-_PROGRAMS = 1056
+_TARGET_PROGRAMS = 1056
 # Schedules of recent calls; index tensors in proportion to the kept blocks.
-_KEPT = 128
+_CACHE_SIZE = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class TileSchedule:
     """The work of one kernel, as index tensors on its device.
 
     Attributes:
-        columns: int32 ``[steps + 1, slots]``, the sub-block that each slot of a step gathers; unused slots
-            repeat the first and have no bit. The row at the end lets a kernel read one step ahead.
-        bits: int32 ``[steps + 1]``: bit ``i * slots + j`` says that sub-block ``i`` of the tile keeps slot
-            ``j``.
-        own: int32 ``[tiles, rows]``, the sub-blocks of each tile; places left over name one behind the end.
-        items: int32 ``[items, 7]``, longest first, from ``longs`` on head by head: tile, head (-1: every
-            head), first step, steps that need no mask, steps that need no mask of tokens, steps, and the
-            number of its partial result (-1: it is a whole tile).
-        longs: number of items that begin before all others, of whichever head.
-        splits: int32 ``[split tiles, 4]``: tile, head (-1: every head), first partial result, number of them.
-        partials: number of partial results a head.
-        fill: share of the pairs of sub-blocks in all steps that the layout keeps.
+        step_blocks: int32 ``[steps + 1, slots]``, the sub-block that each slot of a step gathers; unused
+            slots repeat the first and have no bit. The row at the end lets a kernel read one step ahead.
+        pair_bits: int32 ``[steps + 1]``: bit ``i * slots + j`` says that sub-block ``i`` of the tile keeps
+            slot ``j``.
+        tile_blocks: int32 ``[tiles, rows]``, the sub-blocks of each tile; places left over name one behind
+            the end.
+        work_tiles: int32 ``[work tiles, 7]``, longest first, from ``num_long`` on head by head: tile, head
+            (-1: every head), first step, steps that need no mask, steps that need no mask of tokens, steps,
+            and the number of its partial result (-1: it is a whole tile).
+        num_long: number of work tiles that begin before all others, of whichever head.
+        split_tiles: int32 ``[split tiles, 4]``: tile, head (-1: every head), first partial result, number of
+            them.
+        num_partials: number of partial results a head.
+        occupancy: share of the pairs of sub-blocks in all steps that the layout keeps.
         shared: whether all heads run the same items.
-        bitten: whether any step needs the mask of sub-blocks alone.
-        cut: whether any step needs a mask of tokens.
+        has_partial_steps: whether any step needs the mask of sub-blocks alone.
+        has_token_mask_steps: whether any step needs a mask of tokens.
 
     """
 
-    columns: Tensor
-    bits: Tensor
-    own: Tensor
-    items: Tensor
-    splits: Tensor
-    longs: int
-    partials: int
-    fill: float
+    step_blocks: Tensor
+    pair_bits: Tensor
+    tile_blocks: Tensor
+    work_tiles: Tensor
+    split_tiles: Tensor
+    num_long: int
+    num_partials: int
+    occupancy: float
     shared: bool
-    bitten: bool
-    cut: bool
+    has_partial_steps: bool
+    has_token_mask_steps: bool
 
     @property
     def nbytes(self) -> int:
         """Memory of the tables."""
-        tables = (self.columns, self.bits, self.own, self.items, self.splits)
+        tables = (self.step_blocks, self.pair_bits, self.tile_blocks, self.work_tiles, self.split_tiles)
         return sum(x.numel() * x.element_size() for x in tables)
 
 
@@ -94,8 +96,8 @@ def make_schedule(
     q_tile: int,
     k_tile: int,
     by_keys: bool,
-    segment_steps: int | None = None,
-) -> Schedule:
+    max_split_steps: int | None = None,
+) -> TileSchedule:
     """Make the schedule of a kernel on the CPU.
 
     Args:
@@ -107,7 +109,7 @@ def make_schedule(
         q_tile: queries a tile (a step, if ``by_keys``), a power of two.
         k_tile: keys a step (a tile, if ``by_keys``), a power of two.
         by_keys: whether tiles are of keys and steps of queries, as for dk and dv.
-        segment_steps: longest segment of a tile; chosen from the amount of work if not given.
+        max_split_steps: longest segment of a tile; chosen from the amount of work if not given.
 
     """
     sub = min(layout.block, q_tile, k_tile)
@@ -130,14 +132,14 @@ def make_schedule(
     tiling = make_tiling(owner, layout.layouts, own_count, rows)
     tile, columns, bits, mask = _unite(tiling, owner, other, cut, other_count)
     columns, bits, first, ends = _steps(tile, columns, bits, mask, slots, tiling)
-    if segment_steps is None:
+    if max_split_steps is None:
         steps = ends[2]
         work = int(steps.view(layout.layouts, -1).sum(1)[layout.head_layouts.long()].sum())
-        segment_steps = max(_SEGMENT_STEPS, -(-work // _PROGRAMS))
-        if steps.numel() and int(steps.max()) <= _WHOLE_STEPS:
-            segment_steps = max(segment_steps, _WHOLE_STEPS)
-    fill = owner.numel() / max(1, (columns.shape[0] - 1) * rows * slots)
-    return _items(columns, bits, first, ends, layout, tiling, segment_steps, fill)
+        max_split_steps = max(_MIN_SPLIT_STEPS, -(-work // _TARGET_PROGRAMS))
+        if steps.numel() and int(steps.max()) <= _MAX_WHOLE_STEPS:
+            max_split_steps = max(max_split_steps, _MAX_WHOLE_STEPS)
+    occupancy = owner.numel() / max(1, (columns.shape[0] - 1) * rows * slots)
+    return _items(columns, bits, first, ends, layout, tiling, max_split_steps, occupancy)
 
 
 def _sub_blocks(layout: BlockLayout, q_len: int, k_len: int, sub: int) -> tuple[Tensor, Tensor]:
@@ -260,9 +262,9 @@ def _items(
     ends: Sequence[Tensor],
     layout: BlockLayout,
     tiling: Tiling,
-    segment_steps: int,
-    fill: float,
-) -> Schedule:
+    max_split_steps: int,
+    occupancy: float,
+) -> TileSchedule:
     """Split long tiles, give heads with layouts of their own their items, and put all in their order."""
     steps = ends[2]
     rows = tiling.own.shape[1]
@@ -270,7 +272,7 @@ def _items(
     own = tiling.own if rows > 1 else tiling.own[: tiling.per_layout]
     name = torch.arange(steps.numel()) if rows > 1 else tiling.own[:, 0]
     # A tile that meets nothing has its zeros to write, one without sub-blocks has not.
-    segments = (-(-steps // segment_steps)).clamp(min=1) * (tiling.present > 0)
+    segments = (-(-steps // max_split_steps)).clamp(min=1) * (tiling.present > 0)
     tile = torch.arange(steps.numel()).repeat_interleave(segments)
     number = torch.arange(tile.numel()) - (segments.cumsum(0) - segments)[tile]
     # Segments of a tile are of nearly equal length.
@@ -300,7 +302,7 @@ def _items(
     item, longs = _ordered(item)
     item, split, own = item.to(torch.int32), split.to(torch.int32), own.to(torch.int32)
     bitten, cut = (bool((item[:, one + 1] > item[:, one]).any()) for one in (3, 4))
-    return Schedule(columns, bits, own, item, split, longs, partials, fill, shared, bitten, cut)
+    return TileSchedule(columns, bits, own, item, split, longs, partials, occupancy, shared, bitten, cut)
 
 
 def _ordered(item: Tensor) -> tuple[Tensor, int]:
@@ -308,7 +310,7 @@ def _ordered(item: Tensor) -> tuple[Tensor, int]:
     if not item.numel():
         return item, 0
     item = item[(-item[:, 5]).argsort(stable=True)]
-    long = item[:, 5] > _LONG * item[:, 5].median()
+    long = item[:, 5] > _LONG_FACTOR * item[:, 5].median()
     rest = item[~long]
     return torch.cat([item[long], rest[rest[:, 1].argsort(stable=True)]]), int(long.sum())
 
@@ -324,7 +326,7 @@ def _per_head(table: Tensor, layout_of: Tensor, layout: BlockLayout) -> Tensor:
 
 
 _lock = threading.Lock()  # autograd runs backwards in threads of its own
-_schedules: OrderedDict[tuple[object, ...], Schedule] = OrderedDict()
+_schedules: OrderedDict[tuple[object, ...], TileSchedule] = OrderedDict()
 
 
 def schedule_for(
@@ -339,7 +341,7 @@ def schedule_for(
     k_tile: int,
     by_keys: bool,
     split: bool = True,
-) -> Schedule:
+) -> TileSchedule:
     """Give the schedule on a device, made at the first call and kept.
 
     Arguments as `make_schedule`; without ``split`` every tile is one item, however long.
@@ -352,11 +354,11 @@ def schedule_for(
             return found
         made = make_schedule(
             layout, q_len, k_len, left, right, q_tile=q_tile, k_tile=k_tile, by_keys=by_keys,
-            segment_steps=None if split else 2**31 - 1,
+            max_split_steps=None if split else 2**31 - 1,
         )  # fmt: skip
-        tables = ("columns", "bits", "own", "items", "splits")
+        tables = ("step_blocks", "pair_bits", "tile_blocks", "work_tiles", "split_tiles")
         made = dataclasses.replace(made, **{name: getattr(made, name).to(device) for name in tables})
         _schedules[key] = made
-        while len(_schedules) > _KEPT:
+        while len(_schedules) > _CACHE_SIZE:
             _schedules.popitem(last=False)
         return made

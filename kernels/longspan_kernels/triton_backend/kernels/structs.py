@@ -96,8 +96,8 @@ class Shape(NamedTuple):
         SHARED: whether all heads run the same items.
         RAGGED: whether a sub-block of a step reaches beyond the keys (queries, where steps are of those).
         STEPS: whether the schedule has any steps of each of the three kinds.
-        BARE: whether scores are scaled last, in one instruction with what is subtracted in the exponent: the
-            scale is positive, so that the largest product is the largest score, and nothing is added.
+        SCALE_IN_EXP2: whether the scale is applied in the exponent, in one instruction with the subtraction
+            there: it is positive, so that the largest product is the largest score, and nothing is added.
         PRECISION: how float32 products are computed.
 
     """
@@ -113,22 +113,22 @@ class Shape(NamedTuple):
     SHARED: Any
     RAGGED: Any
     STEPS: Any
-    BARE: Any
+    SCALE_IN_EXP2: Any
     PRECISION: Any
 
 
-class Work(NamedTuple):
+class WorkList(NamedTuple):
     """How a grid runs a work list.
 
     Attributes:
-        longs: rows that come first for all heads; rest: the other rows.
-        first: programs that run the long ones.
+        num_long: rows that come first for all heads; num_other: the other rows.
+        num_long_programs: programs that run the long ones.
 
     """
 
-    longs: Any
-    rest: Any
-    first: Any
+    num_long: Any
+    num_other: Any
+    num_long_programs: Any
 
 
 class Extent(NamedTuple):
@@ -136,19 +136,19 @@ class Extent(NamedTuple):
 
     q_len: Any
     k_len: Any
-    lead: Any
+    query_offset: Any
     left: Any
     right: Any
 
 
-class Item(NamedTuple):
+class WorkTile(NamedTuple):
     """A program's part of the schedule: whose tile, and the steps to walk.
 
     Attributes:
-        b: batch entry, int64; h: query head; kv_head: its key head; head: b * H + h, int64.
-        tile: number of the tile; turn: number of the item among those of its head, or of all heads.
-        ends: where the steps of each kind begin and end, four numbers: steps that need no mask, those that
-            need that of sub-blocks, and those that need one of tokens besides.
+        b: batch entry, int64; h: query head; kv_head: its key head; bh: b * H + h, int64.
+        tile: number of the tile; index: number of the item among those of its head, or of all heads.
+        step_ends: where the steps of each kind begin and end, four numbers: steps that need no mask, those
+            that need that of sub-blocks, and those that need one of tokens besides.
         partial: number of the partial result, -1 for a whole tile.
 
     """
@@ -156,8 +156,8 @@ class Item(NamedTuple):
     b: Any
     h: Any
     kv_head: Any
-    head: Any
+    bh: Any
     tile: Any
-    turn: Any
-    ends: Any
+    index: Any
+    step_ends: Any
     partial: Any
