@@ -161,7 +161,7 @@ def problems(dim: int, block: int) -> dict[str, Any]:
     """Make the calls of a head dimension and block, by pattern."""
     from longspan_kernels.arguments import Arguments
     from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
-    from longspan_kernels.triton_backend.prepared import Forward
+    from longspan_kernels.triton_backend.prepared import prepare_forward
     from longspan_kernels.triton_backend.tuning.autotune import Problem
 
     device = torch.device("cuda", 0)
@@ -177,7 +177,7 @@ def problems(dim: int, block: int) -> dict[str, Any]:
             )
         layout = cell.layout()
         call = Arguments(layout, dim**-0.5, right=0 if layout.causal else None)
-        out, lse = Forward(q, k, v, call, ConfigChoice(base_sizes(dim, block)))(q, k, v, call)
+        out, lse = prepare_forward(q, k, v, call, ConfigChoice(base_sizes(dim, block)))(q, k, v, call)
         made[pattern] = Problem(q, k, v, grad, call, out, lse)
     return made
 

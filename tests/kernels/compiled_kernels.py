@@ -23,7 +23,7 @@ from longspan.sparsity import BigBirdSparsityConfig
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.triton_backend import kernel_configs, launch
 from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
-from longspan_kernels.triton_backend.prepared import Backward, Forward
+from longspan_kernels.triton_backend.prepared import prepare_backward, prepare_forward
 from longspan_kernels.triton_backend.tuning.choice import choose_configs
 
 CASES = [(dim, block) for dim in (64, 128) for block in (16, 64)]
@@ -101,8 +101,8 @@ def main():
             choice = (
                 choose_configs(q.dtype, dim, block, q.device) if configs is None else ConfigChoice(configs)
             )
-            out, lse = Forward(q, q, q, arguments, choice)(q, q, q, arguments)
-            backward = Backward(q, q, q, out, arguments, False, False, choice)
+            out, lse = prepare_forward(q, q, q, arguments, choice)(q, q, q, arguments)
+            backward = prepare_backward(q, q, q, out, arguments, False, False, choice)
             backward(q, q, q, out, lse, out, None, arguments)
             for name, kernel in compiled.items():
                 table[f"sm_{capability} D{dim} block {block} {label}{name}"] = resources(kernel)

@@ -57,8 +57,8 @@ def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
     inputs = tensors(kit, 2, HEADS, 1, *lengths)
     chosen = {**OPTIONS["all"], "bias": None} if options == "all" and lengths == (K_LEN, K_LEN) else {}
     results = {}
-    for backend in ("triton", "reference"):
-        leaves = [x.detach().double() if backend == "reference" else x.detach() for x in inputs]
+    for backend in ("triton", "torch"):
+        leaves = [x.detach().double() if backend == "torch" else x.detach() for x in inputs]
         its = relative
         if isinstance(relative, T5Buckets):
             numbers = relative.table.detach().to(leaves[0].dtype).requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from longspan_kernels import BlockLayout, architecture
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.torch_backend import attention
-from longspan_kernels.triton_backend import call, kernel_configs
+from longspan_kernels.triton_backend import kernel_configs, launch
 from longspan_kernels.triton_backend.kernel_configs import ConfigChoice, ConfigKey
 from longspan_kernels.triton_backend.tuning import autotune
 
@@ -65,13 +65,13 @@ def test_a_backend_call_uses_what_was_tuned(monkeypatch):
     """Configurations that are given are those of the launch."""
     problem = autotune.typical_problem(ConfigKey(64, 16), torch.float16, CPU, tokens=64, heads=1)
     seen = []
-    schedule = call.schedule_for
+    schedule = launch.schedule_for
 
     def spy(*arguments, **options):
         seen.append((options["q_tile"], options["k_tile"], options["by_keys"]))
         return schedule(*arguments, **options)
 
-    monkeypatch.setattr(call, "schedule_for", spy)
+    monkeypatch.setattr(launch, "schedule_for", spy)
     problem.run("forward", kernel_configs.KernelConfig(16, 32, 1, 4))
     problem.run("keys", kernel_configs.KernelConfig(16, 64, 1, 4))
     assert seen == [(16, 32, False), (32, 32, False), (16, 64, True)]
@@ -107,7 +107,7 @@ def test_only_plain_calls_on_one_block_rows_take_their_sizes():
 
     def chosen(layout, **options):
         arguments = Arguments(layout, 0.125, **options)
-        return call.Call.of(q, q, q, layout).schedule(arguments, "forward", choice, by_keys=False)[0]
+        return launch.KernelPlan(launch.CallShape.of(q, q, q, arguments), arguments, "forward", choice).config
 
     # A block in each row, no two of a tile in one column; and every block.
     diagonal, dense = (BlockLayout.from_dense(x[None], 16) for x in (torch.eye(20), torch.ones(20, 20)))
@@ -117,5 +117,6 @@ def test_only_plain_calls_on_one_block_rows_take_their_sizes():
     assert chosen(diagonal, key_padding_mask=padding) == full
     assert chosen(diagonal, dropout_p=0.5, dropout_seed=torch.tensor(1)) == full
     chosen_by_hand = ConfigChoice(kernel_configs.TABLE[9, 0][kind])
-    of_call = call.Call.of(q, q, q, diagonal)
-    assert of_call.schedule(Arguments(diagonal, 0.125), "forward", chosen_by_hand, by_keys=False)[0] == full
+    arguments = Arguments(diagonal, 0.125)
+    shape = launch.CallShape.of(q, q, q, arguments)
+    assert launch.KernelPlan(shape, arguments, "forward", chosen_by_hand).config == full

@@ -96,7 +96,7 @@ def test_start_report(tmp_path, make_run):
     assert "128 tokens" in line_of(text, "a step")
     assert "12, together 1,536 tokens" in line_of(text, "steps")
     assert "cpu" in line_of(text, "device")
-    assert line_of(text, "device").endswith("attention backend reference")
+    assert line_of(text, "device").endswith("attention backend torch")
     assert str(tmp_path) in line_of(text, "files")
     for row in Banded().layout(32).draw(width=32).splitlines():
         assert row in text
@@ -113,7 +113,7 @@ def test_the_backend_is_resolved_for_the_trainers_device(tmp_path, make_run, mon
 
 
 def test_a_backend_that_does_not_exist(tmp_path, make_run):
-    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'reference', .*got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'torch', .*got 'cuda'"):
         facts_of(make_run(tmp_path), tmp_path, backend="cuda")
 
 

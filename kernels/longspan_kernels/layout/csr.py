@@ -36,6 +36,11 @@ class LayoutHandle(NamedTuple):
     query_offset: int
     causal: bool
 
+    @property
+    def handle(self) -> LayoutHandle:
+        """Itself, so that layouts and handles are asked for their numbers alike."""
+        return self
+
 
 class BlockCSR:
     """The arrays and the geometry of a block layout; immutable, compared and hashed by content.

@@ -36,7 +36,7 @@ from longspan_kernels.triton_backend.kernel_configs import (
     KernelConfigs,
     nearest_configs,
 )
-from longspan_kernels.triton_backend.prepared import Backward, Forward
+from longspan_kernels.triton_backend.prepared import Backward, Forward, prepare_backward, prepare_forward
 from longspan_kernels.triton_backend.tuning import config_cache
 
 logger = logging.getLogger(__name__)
@@ -99,10 +99,11 @@ class Problem:
         q, k, v, grad, arguments = self.q, self.k, self.v, self.grad, self.arguments
         if kernel == "forward":
             if configs not in self._forwards:
-                self._forwards[configs] = Forward(q, k, v, arguments, ConfigChoice(configs))
+                self._forwards[configs] = prepare_forward(q, k, v, arguments, ConfigChoice(configs))
             return self._forwards[configs](q, k, v, arguments)
         if configs not in self._backwards:
-            self._backwards[configs] = Backward(q, k, v, grad, arguments, False, False, ConfigChoice(configs))
+            choice = ConfigChoice(configs)
+            self._backwards[configs] = prepare_backward(q, k, v, grad, arguments, False, False, choice)
         dq, dk, dv, *_ = self._backwards[configs](q, k, v, self.out, self.lse, grad, None, arguments)
         return (dq,) if kernel == "queries" else (dk, dv)
 
