@@ -1,4 +1,4 @@
-"""What came to the Triton backend later, under the interpreter: biases by distance, the op, far strides.
+"""The Triton backend under the interpreter: biases by distance, the custom op, far strides.
 
 Run by `test_triton_values`, as `interpreted_triton` is, whose cases and comparisons it shares.
 """
@@ -21,7 +21,7 @@ from interpreted_triton import (
 from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
 from longspan_kernels.layout import handles
 from longspan_kernels.ops import attention_backward_op, attention_op
-from longspan_kernels.triton_backend import schedule as plan
+from longspan_kernels.triton_backend import schedule as schedules
 
 __all__ = ["poison"]  # a fixture that pytest finds by its name
 
@@ -46,10 +46,10 @@ LENGTHS = [(K_LEN, K_LEN), (Q_LEN, K_LEN), (K_LEN, Q_LEN)]
     ids=str,
 )
 def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
-    """Values and the gradient of the table; tiles are split, and heads may have layouts of their own."""
-    monkeypatch.setattr(plan, "_MIN_SPLIT_STEPS", 1)
-    monkeypatch.setattr(plan, "_MAX_WHOLE_STEPS", 0)
-    monkeypatch.setattr(plan, "_TARGET_PROGRAMS", 10**9)
+    """Values and the gradient of the table; tiles are split, and each head may have its layout."""
+    monkeypatch.setattr(schedules, "_MIN_SPLIT_STEPS", 1)
+    monkeypatch.setattr(schedules, "_MAX_WHOLE_STEPS", 0)
+    monkeypatch.setattr(schedules, "_TARGET_PROGRAMS", 10**9)
     relative = RELATIVE[name]()
     shared = options == "plain"
     layout = kit.random_layout(1 if shared else HEADS, *lengths, block, density=0.8, seed=4)
@@ -96,9 +96,9 @@ def test_opcheck(kit, with_options):
 
 @pytest.mark.parametrize("kv_heads", [2, 1])
 def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
-    """Token by token, as a model projects them, in segments and as torch.compile is told."""
-    monkeypatch.setattr(plan, "_MIN_SPLIT_STEPS", 1)
-    monkeypatch.setattr(plan, "_MAX_WHOLE_STEPS", 0)
+    """Token by token, as a model projects them, with splits and as fake tensors promise torch.compile."""
+    monkeypatch.setattr(schedules, "_MIN_SPLIT_STEPS", 1)
+    monkeypatch.setattr(schedules, "_MAX_WHOLE_STEPS", 0)
     layout = kit.random_layout(2, 60, 60, 16, density=0.8)
     q, k, v = tensors(kit, 2, 2, kv_heads, 60, 60)
     by_tokens = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v)]
@@ -132,7 +132,7 @@ def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
 
 
 def test_a_scale_that_vanishes_in_float32(kit):
-    """All seen keys weigh the same, and none that causality strikes is seen."""
+    """All seen keys weigh the same, and none that causality hides is seen."""
     layout = BlockLayout.from_dense(torch.ones(HEADS, 2, 2).tril(), 16)
     inputs = tensors(kit, 1, HEADS, HEADS, 20, 20)
     out = block_sparse_attention(*inputs, layout, scale=1e-46, causal=True, backend="triton")

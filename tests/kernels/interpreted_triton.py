@@ -1,7 +1,7 @@
 """The Triton backend under Triton's interpreter, which has to be chosen before Triton is imported.
 
-So `test_triton_values` runs this file in processes of their own. Every result is compared with the
-torch backend in float64; whatever the kernels leave unwritten is NaN.
+`test_triton_values` therefore runs this file in separate processes. Every result is compared with the
+torch backend in float64; memory that the kernels do not write holds NaN.
 """
 
 import os
@@ -12,7 +12,7 @@ import triton  # noqa: F401  (a missing one fails here, by its name)
 
 from longspan import sparsity
 from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.triton_backend import schedule as plan
+from longspan_kernels.triton_backend import schedule as schedules
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
@@ -156,7 +156,7 @@ OPTIONS = {
 @pytest.mark.parametrize(("block", "dtype"), [(16, torch.float32), (64, torch.float16)])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options(kit, option, block, dtype):
-    """Under layouts of their own for the heads, entered inside a block, keys shared by two heads."""
+    """A layout a head, queries that begin inside a block, keys that two heads share."""
     lead = block // 4
     layout = kit.random_layout(HEADS, Q_LEN, K_LEN, block, lead=lead, density=0.8, seed=2)
     inputs = tensors(kit, 2, HEADS, 1, Q_LEN, K_LEN, dtype=dtype)
@@ -177,7 +177,7 @@ def test_broadcasting_of_masks_and_bias(kit, shape, kind):
 
 @pytest.mark.parametrize("shape", [(), (HEADS, 1, 1), (2, 1, Q_LEN, K_LEN), (K_LEN,)], ids=str)
 def test_bias_in_large_blocks(kit, shape):
-    """With everything that strikes scores before its gradient is summed."""
+    """With every mask, before the gradient of the bias is summed."""
     layout = kit.random_layout(HEADS, Q_LEN, K_LEN, 64, density=0.9)
     options = {**OPTIONS["all"], "bias": _numbers(*shape).requires_grad_()}
     check(*tensors(kit, 2, HEADS, 1, Q_LEN, K_LEN), layout, **options)
@@ -324,19 +324,19 @@ def test_the_same_bits_again(kit):
 
 
 @pytest.fixture
-def short_segments(monkeypatch):
+def short_splits(monkeypatch):
     """Split tiles that are longer than two steps, as global rows of long sequences are."""
     for name, value in (("_MIN_SPLIT_STEPS", 2), ("_MAX_WHOLE_STEPS", 0), ("_TARGET_PROGRAMS", 2**20)):
-        monkeypatch.setattr(plan, name, value)
-    monkeypatch.setattr(plan, "_schedules", type(plan._schedules)())
+        monkeypatch.setattr(schedules, name, value)
+    monkeypatch.setattr(schedules, "_schedules", type(schedules._schedules)())
 
 
-@pytest.mark.usefixtures("short_segments")
+@pytest.mark.usefixtures("short_splits")
 @pytest.mark.parametrize("option", ["plain", "bias_of_keys", "bias_of_queries", "all"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_segments_are_combined(kit, dtype, shared, option):
-    """A global row and a global column, some segments of which are masked whole, and heads that are empty."""
+def test_splits_are_combined(kit, dtype, shared, option):
+    """A global row and a global column, some splits of which are masked whole, and empty heads."""
     dense = torch.zeros(HEADS, 9, 9)
     dense[:, 1] = dense[:, :, 2] = 1
     if not shared:
@@ -358,22 +358,22 @@ def test_segments_are_combined(kit, dtype, shared, option):
     inputs = tensors(kit, 1, HEADS, 1, length, length, dtype=dtype)
     layout = BlockLayout.from_dense(dense, 16)
     check(*inputs, layout, tolerance=2e-5 if dtype == torch.float32 else HALF, **options)
-    split = [schedule.num_partials > 0 for schedule in plan._schedules.values()]
+    split = [schedule.num_partials > 0 for schedule in schedules._schedules.values()]
     assert all(split) if option == "plain" else any(split)
 
 
 @pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, -1e9])
-def test_rows_struck_by_large_finite_numbers(kit, value):
-    """Where all keys of a row are struck alike, values are averaged as under no mask; nothing is NaN."""
+def test_rows_masked_by_large_finite_numbers(kit, value):
+    """Where all keys of a row are masked alike, values are averaged as without a mask; nothing is NaN."""
     layout = kit.random_layout(HEADS, 45, 45, 16, density=1.0)
     q, k, v = tensors(kit, 1, HEADS, HEADS, 45, 45)
     mask = torch.zeros(45, 45)
     mask[:5] = mask[:, 30:] = value
     out = block_sparse_attention(q, k, v, layout, attn_mask=mask, backend="triton")
     torch.testing.assert_close(out[:, :, :5], v.mean(2, keepdim=True).expand(-1, -1, 5, -1))
-    struck = torch.zeros(45, 45, dtype=torch.bool)
-    struck[5:, 30:] = True
-    expected = block_sparse_attention(q, k, v, layout, attn_mask=~struck, backend="torch")
+    masked = torch.zeros(45, 45, dtype=torch.bool)
+    masked[5:, 30:] = True
+    expected = block_sparse_attention(q, k, v, layout, attn_mask=~masked, backend="torch")
     torch.testing.assert_close(out[:, :, 5:], expected[:, :, 5:])
     assert all(torch.isfinite(x).all() for x in torch.autograd.grad(out.sum(), (q, k, v)))
 

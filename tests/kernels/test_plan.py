@@ -1,5 +1,6 @@
-"""Schedules of the Triton kernels: each pair of tokens that is seen is met once, and no other block is."""
+"""Tile schedules of the Triton kernels: each seen pair of tokens is met once, and no other block is."""
 
+import collections
 import itertools
 import time
 
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from longspan import sparsity
 from longspan_kernels import BlockLayout
+from longspan_kernels.triton_backend.columns import EVERY_HEAD, WHOLE, SplitTileColumn, WorkTileColumn
 from longspan_kernels.triton_backend.schedule import make_schedule, schedule_for
 
-# `bits` has room for this many pairs of sub-blocks.
+# `pair_bits` has room for this many pairs of sub-blocks.
 BITS = 32
 
 
@@ -61,131 +63,135 @@ def test_each_seen_pair_is_met_once(kit, call):
         assert seen[head][free].all()
 
 
+WorkTile = collections.namedtuple("WorkTile", [column.name.lower() for column in WorkTileColumn])
+SplitTile = collections.namedtuple("SplitTile", [column.name.lower() for column in SplitTileColumn])
+
+
+def rows_of(schedule):
+    """Rows of the tables of work tiles and of split tiles, by the names of their columns."""
+    work_tiles = [WorkTile(*row) for row in schedule.work_tiles.tolist()]
+    return work_tiles, [SplitTile(*row) for row in schedule.split_tiles.tolist()]
+
+
 def _met(schedule, head, layout, q_len, k_len, q_tile, k_tile, by_keys):
-    """How often each pair of an owned and a gathered token is met, and which without a mask of tokens."""
+    """How often each pair of a tile's and a step's token is met, and which without a mask of tokens."""
     sub = min(layout.block, q_tile, k_tile)
-    own_tile, other_tile = (k_tile, q_tile) if by_keys else (q_tile, k_tile)
-    own_len, other_len = (k_len, q_len) if by_keys else (q_len, k_len)
-    # Tokens are counted from where the first block of rows begins, `lead` before the first query.
-    own_lead, other_lead = (0, layout.lead) if by_keys else (layout.lead, 0)
-    rows, slots = own_tile // sub, other_tile // sub
-    own_count = -(-(own_lead + own_len) // sub)
-    assert schedule.step_blocks.shape[1] == slots
-    assert schedule.tile_blocks.shape[1] == rows
-    columns, bits, owned = (
-        schedule.step_blocks.tolist(),
-        schedule.pair_bits.tolist(),
-        schedule.tile_blocks.tolist(),
-    )
-    met = torch.zeros((own_count + 1) * sub, other_lead + other_len + sub, dtype=torch.int64)
+    tile_len, step_len = (k_len, q_len) if by_keys else (q_len, k_len)
+    # Tokens are counted from where the first block of rows begins, before the first query.
+    tile_offset, step_offset = (0, layout.lead) if by_keys else (layout.lead, 0)
+    tile_slots, step_slots = (size // sub for size in ((k_tile, q_tile) if by_keys else (q_tile, k_tile)))
+    num_blocks = -(-(tile_offset + tile_len) // sub)
+    assert schedule.step_blocks.shape[1] == step_slots
+    assert schedule.tile_blocks.shape[1] == tile_slots
+    step_blocks, tile_blocks = schedule.step_blocks.tolist(), schedule.tile_blocks.tolist()
+    pair_bits = schedule.pair_bits.tolist()
+    met = torch.zeros((num_blocks + 1) * sub, step_offset + step_len + sub, dtype=torch.int64)
     free = torch.zeros_like(met, dtype=torch.bool)
-    for tile, of_head, first, whole, uncut, steps, _ in schedule.work_tiles.tolist():
-        if of_head not in (-1, head):
+    for work in rows_of(schedule)[0]:
+        if work.head not in (EVERY_HEAD, head):
             continue
-        assert 0 <= whole <= uncut <= steps
-        assert schedule.has_partial_steps or whole == uncut
-        assert schedule.has_token_mask_steps or uncut == steps
-        for step in range(first, first + steps):
-            for slot in range(slots):
-                start = columns[step][slot] * sub
-                for row, own in enumerate(owned[tile]):
-                    seen = bits[step] >> (row * slots + slot) & 1
-                    if seen:
-                        assert own < own_count
-                        met[own * sub : (own + 1) * sub, start : start + sub] += 1
-                    if own < own_count and (step < first + whole or (seen and step < first + uncut)):
-                        free[own * sub : (own + 1) * sub, start : start + sub] = True
-                if step < first + uncut:
+        assert 0 <= work.num_full <= work.num_full_or_partial <= work.num_steps
+        assert schedule.has_partial_steps or work.num_full == work.num_full_or_partial
+        assert schedule.has_token_mask_steps or work.num_full_or_partial == work.num_steps
+        for number in range(work.num_steps):
+            step = work.first_step + number
+            is_full, is_uncut = number < work.num_full, number < work.num_full_or_partial
+            for step_slot in range(step_slots):
+                start = step_blocks[step][step_slot] * sub
+                columns = slice(start, start + sub)
+                for tile_slot, block in enumerate(tile_blocks[work.tile]):
+                    rows = slice(block * sub, (block + 1) * sub)
+                    is_kept = pair_bits[step] >> (tile_slot * step_slots + step_slot) & 1
+                    if is_kept:
+                        assert block < num_blocks
+                        met[rows, columns] += 1
+                    if block < num_blocks and (is_full or (is_kept and is_uncut)):
+                        free[rows, columns] = True
+                if is_uncut:
                     # Keys behind the end would be let through, and queries outside be loaded.
-                    assert other_lead <= start
-                    assert start + sub <= other_lead + other_len
-    inside = slice(own_lead, own_lead + own_len), slice(other_lead, other_lead + other_len)
+                    assert step_offset <= start
+                    assert start + sub <= step_offset + step_len
+    inside = slice(tile_offset, tile_offset + tile_len), slice(step_offset, step_offset + step_len)
     return met[inside], free[inside]
 
 
 @settings(max_examples=200, deadline=None)
 @given(calls())
-def test_items_and_splits(call):
+def test_work_tiles_and_split_tiles(call):
     (layout, *lengths), tiles, cap = call
     schedule = make_schedule(layout, *lengths, **tiles, max_split_steps=cap)
-    items, splits, longs = schedule.work_tiles.tolist(), schedule.split_tiles.tolist(), schedule.num_long
+    (work_tiles, split_tiles), num_long = rows_of(schedule), schedule.num_long
     # The long ones of all heads first, then head by head, the longest of each first.
-    assert [item[5] for item in items[:longs]] == sorted((item[5] for item in items[:longs]), reverse=True)
-    order = [(item[1], -item[5]) for item in items[longs:]]
+    steps = [work.num_steps for work in work_tiles]
+    assert steps[:num_long] == sorted(steps[:num_long], reverse=True)
+    order = [(work.head, -work.num_steps) for work in work_tiles[num_long:]]
     assert order == sorted(order)
-    steps = torch.tensor([item[5] for item in items])
-    assert longs == (steps > 2 * steps.median()).sum()
-    assert cap is None or max((item[5] for item in items), default=0) <= cap
-    assert {item[1] for item in items} == ({-1} if schedule.shared else set(range(layout.heads)))
+    assert num_long == (torch.tensor(steps) > 2 * torch.tensor(steps).median()).sum()
+    assert cap is None or max(steps, default=0) <= cap
+    heads = {work.head for work in work_tiles}
+    assert heads == ({EVERY_HEAD} if schedule.shared else set(range(layout.heads)))
     q_len, k_len = lengths[:2]
     sub = min(layout.block, tiles["q_tile"], tiles["k_tile"])
-    own_count = -(-k_len // sub) if tiles["by_keys"] else -(-(layout.lead + q_len) // sub)
-    owned = schedule.tile_blocks.tolist()
-    for head in {item[1] for item in items}:
-        mine = [item for item in items if item[1] == head]
-        of_splits = [split for split in splits if split[1] == head]
-        # Each sub-block is in one tile, which has one item, or is split; also one that meets nothing has its
+    num_blocks = -(-k_len // sub) if tiles["by_keys"] else -(-(layout.lead + q_len) // sub)
+    tile_blocks = schedule.tile_blocks.tolist()
+    for head in heads:
+        mine = [work for work in work_tiles if work.head == head]
+        split = [one for one in split_tiles if one.head == head]
+        # Each sub-block is in one tile, which has one work tile, or is split; also one that meets nothing has
         # zeros to write.
-        whole = [item[0] for item in mine if item[6] == -1] + [split[0] for split in of_splits]
-        assert sorted(own for tile in whole for own in owned[tile] if own < own_count) == list(
-            range(own_count)
-        )
-        expected = [(tile, first + n) for tile, _, first, number in of_splits for n in range(number)]
-        assert all(number > 1 for *_, number in of_splits)
-        assert sorted((item[0], item[6]) for item in mine if item[6] != -1) == sorted(expected)
-        results = [partial for _, partial in expected]
-        assert len(set(results)) == len(results)
-        assert all(0 <= partial < schedule.num_partials for partial in results)
-    segments = {}
-    for tile, head, first, _, _, steps, _ in items:
-        segments.setdefault((head, tile), []).append((first, steps))
-    for pieces in segments.values():
-        # Segments follow one another, and none is more than a step longer than another.
+        once = [work.tile for work in mine if work.partial == WHOLE] + [one.tile for one in split]
+        blocks = [block for tile in once for block in tile_blocks[tile] if block < num_blocks]
+        assert sorted(blocks) == list(range(num_blocks))
+        assert all(one.num_partials > 1 for one in split)
+        expected = [(one.tile, one.first_partial + n) for one in split for n in range(one.num_partials)]
+        assert sorted((work.tile, work.partial) for work in mine if work.partial != WHOLE) == sorted(expected)
+        partials = [partial for _, partial in expected]
+        assert len(set(partials)) == len(partials)
+        assert all(0 <= partial < schedule.num_partials for partial in partials)
+    splits = {}
+    for work in work_tiles:
+        splits.setdefault((work.head, work.tile), []).append((work.first_step, work.num_steps))
+    for pieces in splits.values():
+        # Splits follow one another, and none is more than a step longer than another.
         pieces.sort()
         assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(pieces))
         assert max(n for _, n in pieces) - min(n for _, n in pieces) <= 1
 
 
-def test_what_keeps_far_more_shares_tiles():
+def test_sub_blocks_that_keep_far_more_share_tiles():
     """Global columns amid local ones: the tiles of the local ones do not walk through all queries."""
     layout = sparsity.FixedSparsityConfig(1, 16).layout(2048)  # every fourth column is global
     schedule = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=True)
-    steps = {
-        tuple(schedule.tile_blocks[tile].tolist()): steps
-        for tile, *_, steps, _ in schedule.work_tiles.tolist()
-    }
+    blocks = schedule.tile_blocks.tolist()
+    steps = {tuple(blocks[work.tile]): work.num_steps for work in rows_of(schedule)[0]}
     end = 2048 // 16
     assert steps[0, 1, 2, end] == 1
     assert steps[3, 7, 11, 15] == 2048 // 64
     assert len(steps) == 32 + 8
-    rows = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=False)
-    assert rows.tile_blocks.tolist() == torch.arange(end).view(-1, 4).tolist()
+    by_queries = make_schedule(layout, 2048, 2048, None, None, q_tile=64, k_tile=64, by_keys=False)
+    assert by_queries.tile_blocks.tolist() == torch.arange(end).view(-1, 4).tolist()
 
 
-def test_steps_that_need_no_mask_come_first_and_are_full():
+def test_full_steps_come_first_and_have_no_empty_slots():
     layout = BlockLayout.from_dense(torch.ones(1, 8, 8), 16)
     tiles = {"q_tile": 32, "k_tile": 32, "by_keys": False}
-    whole = make_schedule(layout, 128, 128, None, None, **tiles)
-    assert whole.work_tiles[:, 3:6].tolist() == [[4, 4, 4]] * 4
-    ragged = make_schedule(layout, 128, 127, None, None, **tiles)
-    assert ragged.work_tiles[:, 3:6].tolist() == [[3, 3, 4]] * 4
-    causal = make_schedule(layout, 128, 128, None, 0, **tiles)
-    assert causal.work_tiles[:, [0, 3, 4, 5]].tolist() == [
-        [3, 3, 3, 4],
-        [2, 2, 2, 3],
-        [1, 1, 1, 2],
-        [0, 0, 0, 1],
-    ]
+
+    def counts(layout, k_len, right=None):
+        """Tile, full, full or partial, all steps of each work tile."""
+        schedule = make_schedule(layout, 128, k_len, None, right, **tiles)
+        return [
+            (work.tile, work.num_full, work.num_full_or_partial, work.num_steps)
+            for work in rows_of(schedule)[0]
+        ]
+
+    assert counts(layout, 128) == [(tile, 4, 4, 4) for tile in range(4)]
+    assert counts(layout, 127) == [(tile, 3, 3, 4) for tile in range(4)]  # the last step is ragged
+    assert counts(layout, 128, right=0) == [(3, 3, 3, 4), (2, 2, 2, 3), (1, 1, 1, 2), (0, 0, 0, 1)]
     # Blocks of 16 in tiles of 32, a diagonal and a column: bits alone for what causality leaves whole.
     dense = torch.eye(8, dtype=torch.bool)
     dense[:, 0] = dense[4, 1] = True
-    bitten = make_schedule(BlockLayout.from_dense(dense[None], 16), 128, 128, None, 0, **tiles)
-    assert bitten.work_tiles[:, [0, 3, 4, 5]].tolist() == [
-        [1, 0, 1, 2],
-        [2, 0, 1, 2],
-        [3, 0, 1, 2],
-        [0, 0, 0, 1],
-    ]
+    partial = counts(BlockLayout.from_dense(dense[None], 16), 128, right=0)
+    assert partial == [(1, 0, 1, 2), (2, 0, 1, 2), (3, 0, 1, 2), (0, 0, 0, 1)]
 
 
 def test_schedules_are_kept():
@@ -208,5 +214,7 @@ def test_a_million_tokens():
         schedule = make_schedule(layout, 2**20, 2**20, None, None, q_tile=64, k_tile=64, by_keys=by_keys)
         assert schedule.shared
         assert schedule.nbytes < 25e6
-        assert schedule.work_tiles[:, 5].max() < 2**14 // 8  # the global row and column are split
+        assert (
+            schedule.work_tiles[:, WorkTileColumn.NUM_STEPS].max() < 2**14 // 8
+        )  # the global row and column are split
     assert time.process_time() - started < 1.0

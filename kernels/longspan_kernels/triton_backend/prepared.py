@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from longspan_kernels.arguments import Arguments, empty_as
+from longspan_kernels.triton_backend.columns import WorkTileColumn
 from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
 from longspan_kernels.triton_backend.kernels import backward as backward_kernels
-from longspan_kernels.triton_backend.kernels import bias_gradient as bias_kernels
 from longspan_kernels.triton_backend.kernels import forward as forward_kernels
 from longspan_kernels.triton_backend.kernels.structs import Strided
 from longspan_kernels.triton_backend.launch import (
@@ -177,7 +177,8 @@ def _prepare_dq(
     # Where heads have layouts of their own: the work tiles of each head.
     work_tiles_of = None
     if with_bucket_sums and not schedule.shared:
-        work_tiles_of = [(schedule.work_tiles[:, 1] == h).nonzero()[:, 0] for h in range(call.heads)]
+        head_of = schedule.work_tiles[:, WorkTileColumn.HEAD]
+        work_tiles_of = [(head_of == head).nonzero()[:, 0] for head in range(call.heads)]
 
     def by_head(sums: Tensor) -> Tensor:
         """Add up the sums of the programs of each head, in their order: ``[H, buckets]``."""
@@ -320,7 +321,7 @@ def _prepare_dbias(
     dbias_heads = bias_shape[1] if schedule.shared else call.heads
     dbias_shape = (bias_shape[0], dbias_heads, call.q_len, call.k_len)
     grid = (schedule.work_tiles.shape[0], bias_shape[0], dbias_heads if schedule.shared else 1)
-    launch = Launch(bias_kernels.attention_bwd_dbias_kernel, grid, plan.config.launch_options())
+    launch = Launch(backward_kernels.attention_bwd_dbias_kernel, grid, plan.config.launch_options())
     numbers = (
         schedule.step_blocks, schedule.pair_bits, schedule.tile_blocks, schedule.work_tiles, call.heads,
         batches, heads, batch_step, head_step, call.group, *plan.lengths[1:],

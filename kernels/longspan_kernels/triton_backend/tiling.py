@@ -1,7 +1,7 @@
-"""Which sub-blocks own a tile together: neighbours, but those that keep far more than others by themselves.
+"""Tiles of sub-blocks: neighbours share a tile, but those that keep far more than others have separate tiles.
 
-All sub-blocks of a tile walk through whatever one of them keeps. A global one amid local ones would have its
-neighbours walk through everything, to no use.
+A tile walks through everything that any of its sub-blocks keeps. A global sub-block amid local ones would
+make its neighbours walk through everything for nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A sub-block is apart if it keeps so many times what the median one of its layout keeps (at least 2).
-_APART = 4
+# A sub-block is set apart if it keeps more than so many times what the median one of its layout keeps, which
+# counts as at least 2.
+_APART_FACTOR = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,46 +22,49 @@ class Tiling:
 
     Attributes:
         tile: int64 ``[layouts * sub-blocks]``, the tile of each sub-block.
-        place: int64, likewise, its place in that tile.
-        own: int64 ``[tiles, rows]``, the sub-blocks of each tile; a place left over names one behind the end.
-        per_layout: number of tiles of a layout, some of which may be left without sub-blocks.
+        slot: int64 ``[layouts * sub-blocks]``, the slot of each sub-block in that tile.
+        tile_blocks: int64 ``[tiles, slots]``, the sub-blocks of each tile; an empty slot holds the number of
+            sub-blocks, one behind the last.
+        per_layout: number of tiles of a layout; some may have no sub-blocks.
 
     """
 
     tile: Tensor
-    place: Tensor
-    own: Tensor
+    slot: Tensor
+    tile_blocks: Tensor
     per_layout: int
 
     @property
-    def present(self) -> Tensor:
-        """How many sub-blocks each tile has, int64 ``[tiles]``."""
-        return self.own.new_zeros(self.own.shape[0]).index_add_(0, self.tile, torch.ones_like(self.tile))
+    def counts(self) -> Tensor:
+        """Number of sub-blocks of each tile, int64 ``[tiles]``."""
+        return self.tile_blocks.new_zeros(self.tile_blocks.shape[0]).index_add_(
+            0, self.tile, torch.ones_like(self.tile)
+        )
 
 
-def make_tiling(kept: Tensor, layouts: int, count: int, rows: int) -> Tiling:
-    """Give each sub-block a tile.
+def make_tiling(kept: Tensor, layouts: int, num_blocks: int, slots: int) -> Tiling:
+    """Assign each sub-block a tile and a slot in it.
 
     Args:
-        kept: int64, for each kept pair ``layout * count + sub-block``, the one that owns.
+        kept: int64, for each kept pair ``layout * num_blocks + sub-block``, the one that lies in a tile.
         layouts: number of distinct layouts.
-        count: sub-blocks a layout.
-        rows: sub-blocks a tile.
+        num_blocks: sub-blocks of that side, the same in each layout.
+        slots: sub-blocks a tile.
 
     """
-    number = torch.arange(count).expand(layouts, -1)
-    tile, place = number // rows, number % rows
-    per_layout = -(-count // rows)
-    if rows > 1 and count:
-        counts = torch.bincount(kept, minlength=layouts * count).view(layouts, count)
+    number = torch.arange(num_blocks).expand(layouts, -1)
+    tile, slot = number // slots, number % slots
+    per_layout = -(-num_blocks // slots)
+    if slots > 1 and num_blocks:
+        counts = torch.bincount(kept, minlength=layouts * num_blocks).view(layouts, num_blocks)
         usual = counts.median(1, keepdim=True).values.clamp(min=2)
-        apart = counts > _APART * usual
+        apart = counts > _APART_FACTOR * usual
         rank = apart.cumsum(1) - 1
-        tile = torch.where(apart, per_layout + rank // rows, tile)
-        place = torch.where(apart, rank % rows, place)
-        per_layout += -(-int(apart.sum(1).max()) // rows)
+        tile = torch.where(apart, per_layout + rank // slots, tile)
+        slot = torch.where(apart, rank % slots, slot)
+        per_layout += -(-int(apart.sum(1).max()) // slots)
     tile = (tile + torch.arange(layouts)[:, None] * per_layout).reshape(-1)
-    place = place.reshape(-1)
-    own = torch.full((layouts * per_layout, rows), count)
-    own[tile, place] = number.reshape(-1)
-    return Tiling(tile, place, own, per_layout)
+    slot = slot.reshape(-1)
+    tile_blocks = torch.full((layouts * per_layout, slots), num_blocks)
+    tile_blocks[tile, slot] = number.reshape(-1)
+    return Tiling(tile, slot, tile_blocks, per_layout)

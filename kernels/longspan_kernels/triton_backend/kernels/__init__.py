@@ -1,1 +1,1 @@
-"""Device code."""
+"""Device code: the Triton kernels of forward and backward."""

@@ -1,15 +1,23 @@
-"""The forward kernel: a tile of queries, the keys its layout gathers, a running softmax; and what combines
-segments.
+"""Forward kernel of block-sparse attention, and the kernel that combines the splits of long tiles.
 
-The running softmax is that of Milakov and Gimelshein 2018 (arXiv:1805.02867), in tiles as in FlashAttention
-(Dao et al. 2022, arXiv:2205.14135). Steps that need no mask come first and run in a loop without one. The
-number of the next step's sub-block is loaded one step ahead, so that the loads of keys and values do not wait
-for it.
+A program owns a tile of queries, gathers the keys that its layout keeps, and keeps a running softmax
+(Milakov and Gimelshein 2018, arXiv:1805.02867), in tiles as in FlashAttention (Dao et al. 2022,
+arXiv:2205.14135). Steps that need no mask come first and run in a loop without one. The number of the next
+step's sub-block is loaded one step ahead: loads of keys and values do not wait for it.
+
+Letters of shapes:
+    B   batch entries
+    H   query heads
+    D   dimension of q and k; DP padded to a power of two
+    E   dimension of v; EP padded
+    BM  queries of a tile
+    BN  keys of a step
+    SUB tokens of a sub-block
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # pyright: reportAssignmentType=false
-# Constexpr parameters are no types that a checker can follow.
+# Type checkers cannot follow constexpr parameters.
 from __future__ import annotations
 
 import triton
@@ -17,8 +25,12 @@ import triton.language as tl
 
 from longspan_kernels.triton_backend.kernels.structs import Extent, WorkList
 from longspan_kernels.triton_backend.kernels.tiles import (
+    FIRST_PARTIAL_COLUMN,
     LN2,
     NOT_SPECIALIZED,
+    NUM_PARTIALS_COLUMN,
+    SPLIT_TILE_WIDTH,
+    TILE_COLUMN,
     block_starts,
     dropout_keep_qk,
     head_pointer,
@@ -26,7 +38,6 @@ from longspan_kernels.triton_backend.kernels.tiles import (
     load_scored_keys,
     load_seed,
     load_work_tile,
-    positions_in_blocks,
     store_rows,
     tile_positions,
     tile_slice,
@@ -39,7 +50,7 @@ def _fwd_steps(
     q, acc, row_max, row_sum, start, stop, step_blocks, pair_bits, k, v, k_desc, v_desc, work, m, extent,
     scale, masks, dropout, shape, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys of the steps from start to stop."""
+    """Running softmax over the keys of the steps from start to stop: acc [BM, EP], row_max, row_sum [BM]."""
     masked: tl.constexpr = MASK or masks.ANY
     starts = block_starts(step_blocks, start, shape.BN, shape.SUB, 1)
     for step in range(start, stop):
@@ -51,26 +62,17 @@ def _fwd_steps(
             row_max_next = tl.maximum(row_max, tl.max(scores, 1) * scale)
         else:
             row_max_next = tl.maximum(row_max, tl.max(scores, 1))
-        # Where nothing is seen yet, any finite number serves.
+        # A row that sees no key yet may subtract any finite number.
         row_max_finite = (
             tl.where(row_max_next == float("-inf"), 0.0, row_max_next) if masked else row_max_next
         )
-        p = tl.exp2(
-            scores * scale - row_max_finite[:, None]
-            if shape.SCALE_IN_EXP2
-            else scores - row_max_finite[:, None]
-        )
+        shifted = (scores * scale if shape.SCALE_IN_EXP2 else scores) - row_max_finite[:, None]
+        p = tl.exp2(shifted)
         rescale = tl.exp2(row_max - row_max_finite)
         row_sum = row_sum * rescale + tl.sum(p, 1)
         acc = acc * rescale[:, None]
         if dropout is not None:
-            key_quads = positions_in_blocks(
-                block_starts(step_blocks, step, shape.BN, shape.SUB, 4), shape.BN, shape.SUB, 4
-            )
-            position = m + (extent.k_len - extent.q_len)
-            keep = dropout_keep_qk(
-                dropout, work.b, work.h, position[:, None], key_quads[None, :], shape.BM, shape.BN
-            )
+            keep = dropout_keep_qk(dropout, work.b, work.h, m, step_blocks, step, extent, shape)
             p = tl.where(keep, p * dropout.keep_scale, 0.0)
         acc = tl.dot(p.to(v_tile.dtype), v_tile, acc, input_precision=shape.PRECISION)
         row_max = row_max_next
@@ -84,10 +86,10 @@ def attention_fwd_kernel(
     tile_blocks, work_tiles, num_long, num_other, num_long_programs, num_partials, H, q_len, k_len,
     query_offset, scale, left, right, masks, dropout, shape,
 ):  # fmt: skip
-    """Attend for one item of the schedule, one head and one batch entry.
+    """Output and log-sum-exp of one work tile of one head and batch entry.
 
-    lse is contiguous [B, H, q_len] float32; a segment writes float32 partial results instead,
-    [B, H, partials, BM, E] and [B, H, partials, BM].
+    lse is contiguous float32 [B, H, q_len]. A split of a tile writes float32 partial results instead:
+    [B, H, num_partials, BM, E] and [B, H, num_partials, BM].
     """
     work = load_work_tile(work_tiles, WorkList(num_long, num_other, num_long_programs), H, shape)
     extent = Extent(q_len, k_len, query_offset, left, right)
@@ -100,8 +102,8 @@ def attention_fwd_kernel(
     acc = tl.zeros([shape.BM, shape.EP], dtype=tl.float32)
     row_max = tl.full([shape.BM], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([shape.BM], dtype=tl.float32)
-    # Only where there are steps: if the way past a loop met the way out of it, the loop's products would be
-    # waited for one by one (ptxas C7515).
+    # A loop is entered only where it has steps. If the path past it met the path out of it, ptxas would wait
+    # for the loop's products one by one (C7515).
     for mask in tl.static_range(3):
         if shape.STEPS[mask] and work.step_ends[mask] < work.step_ends[mask + 1]:
             acc, row_max, row_sum = _fwd_steps(
@@ -129,18 +131,17 @@ def combine_splits_kernel(
     num_long_programs, num_partials, H, q_len, query_offset, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, SUB: tl.constexpr, SLICE: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Combine the segments of SLICE rows of a split tile, in their order."""
-    b, h, _, split = work_tile_of_program(
-        split_tiles, WorkList(num_long, num_other, num_long_programs), H, 4, SHARED
-    )
-    first_partial = tl.load(split + 2)
+    """Output and log-sum-exp of SLICE rows of a split tile, from its partial results in their order."""
+    work_list = WorkList(num_long, num_other, num_long_programs)
+    b, h, _, split = work_tile_of_program(split_tiles, work_list, H, SPLIT_TILE_WIDTH, SHARED)
+    first_partial = tl.load(split + FIRST_PARTIAL_COLUMN)
     bh = b * H + h
-    rows, position = tile_slice(tile_blocks, tl.load(split), SLICE, BM, SUB)
+    rows, position = tile_slice(tile_blocks, tl.load(split + TILE_COLUMN), SLICE, BM, SUB)
     width = tl.arange(0, EP)
     acc = tl.zeros([SLICE, EP], dtype=tl.float32)
     row_max = tl.full([SLICE], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([SLICE], dtype=tl.float32)
-    for partial in range(first_partial, first_partial + tl.load(split + 3)):
+    for partial in range(first_partial, first_partial + tl.load(split + NUM_PARTIALS_COLUMN)):
         row = (bh * num_partials + partial) * BM + rows
         lse = tl.load(partial_lse_ptr + row)
         pointers = partial_out_ptr + row[:, None] * E + width[None, :]

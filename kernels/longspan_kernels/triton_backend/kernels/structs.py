@@ -1,6 +1,6 @@
-"""What belongs together on its way into the Triton kernels, as named tuples.
+"""Struct arguments of the Triton kernels, as named tuples.
 
-A member that is None is known to the compiler, which then leaves out what it would have served.
+The compiler knows which members are None, and leaves out the code that would read them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Operand(NamedTuple):
-    """A tensor [B, heads, length, width] that lies contiguous along its width.
+    """A tensor [B, heads, length, width], contiguous along its width.
 
     Attributes:
         pointer: its first element.
@@ -22,20 +22,26 @@ class Operand(NamedTuple):
 
 
 class Strided(NamedTuple):
-    """A mask: its first element, and its strides in elements, 0 where it broadcasts."""
+    """A mask or bias of any strides.
+
+    Attributes:
+        pointer: its first element.
+        strides: of each dimension, in elements; 0 where it broadcasts.
+
+    """
 
     pointer: Any
     strides: Any
 
 
 class Distances(NamedTuple):
-    """A bias by distance, key position minus query position; what is farther than span is as far as span.
+    """A bias by distance, key position minus query position, clamped to -span and span.
 
     Attributes:
         biases: pointer to float32 ``[H, 2 span + 1]``, in units of log2.
-        buckets: pointer to int32 ``[2 span + 1]``: which number of the table each bias is.
-        span: the largest distance of its own.
-        PADDED: numbers of the table, padded to a power of two; a `tl.constexpr`.
+        buckets: pointer to int32 ``[2 span + 1]``: the row of the table that each bias comes from.
+        span: largest distance that is told apart.
+        PADDED: rows of the table, padded to a power of two; a `tl.constexpr`.
 
     """
 
@@ -46,7 +52,7 @@ class Distances(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What strikes scores or is added to them, each None if absent. uint8 says 1 where a key is seen.
+    """Masks and biases of the scores, each None if absent. A mask of uint8 is 1 where a key is seen.
 
     Attributes:
         keys: `Strided` ``[B, k_len]``, uint8 or added.
@@ -55,7 +61,7 @@ class Masks(NamedTuple):
         documents: `Strided` integers ``[B, k_len]``.
         distances: `Distances`.
         slopes: pointer to float32 ``[H]``, in units of log2 a token; times the distance, subtracted.
-        ANY: whether there is any of them; a `tl.constexpr`.
+        ANY: whether any of them is there; a `tl.constexpr`.
 
     """
 
@@ -72,8 +78,8 @@ class Dropout(NamedTuple):
     """Dropout of weights.
 
     Attributes:
-        seed: pointer to an int64; in the kernels, from `seeded` on, that number.
-        threshold: smallest word of a weight that is kept.
+        seed: pointer to an int64; that number itself after `load_seed`.
+        threshold: smallest random word of a weight that is kept.
         keep_scale: factor of the weights that are kept.
 
     """
@@ -87,15 +93,17 @@ class Shape(NamedTuple):
     """Sizes that the compiler knows, each a `tl.constexpr`.
 
     Attributes:
-        D: dimension of q and k; DP: that padded to a power of two, at least 16.
-        E: dimension of v; EP: that padded.
-        BM: queries a tile or step.
-        BN: keys a step or tile.
+        D: dimension of q and k.
+        DP: D padded to a power of two, at least 16.
+        E: dimension of v.
+        EP: E padded likewise.
+        BM: queries of a tile (of a step, for dk and dv).
+        BN: keys of a step (of a tile, for dk and dv).
         SUB: tokens of the sub-blocks that a step gathers.
         GROUP: query heads that share a key head.
-        SHARED: whether all heads run the same items.
-        RAGGED: whether a sub-block of a step reaches beyond the keys (queries, where steps are of those).
-        STEPS: whether the schedule has any steps of each of the three kinds.
+        SHARED: whether all heads run the same work tiles.
+        RAGGED: whether a sub-block of a step reaches beyond the keys (queries, for dk and dv).
+        STEPS: three flags: whether the schedule has full steps, partial steps, steps with a mask of tokens.
         SCALE_IN_EXP2: whether the scale is applied in the exponent, in one instruction with the subtraction
             there: it is positive, so that the largest product is the largest score, and nothing is added.
         PRECISION: how float32 products are computed.
@@ -118,11 +126,12 @@ class Shape(NamedTuple):
 
 
 class WorkList(NamedTuple):
-    """How a grid runs a work list.
+    """How a grid runs the rows of a table of work.
 
     Attributes:
-        num_long: rows that come first for all heads; num_other: the other rows.
-        num_long_programs: programs that run the long ones.
+        num_long: rows that run first, for all heads.
+        num_other: the other rows.
+        num_long_programs: programs that run the long rows.
 
     """
 
@@ -132,7 +141,16 @@ class WorkList(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """Lengths, the lead of the first block, and how far a query sees to either side (None: no bound)."""
+    """Lengths of a call and how far a query sees.
+
+    Attributes:
+        q_len: number of queries.
+        k_len: number of keys.
+        query_offset: tokens of the first row of blocks that lie before the first query.
+        left: how many positions before its own a query sees, None without bound.
+        right: how many positions after its own a query sees, None without bound.
+
+    """
 
     q_len: Any
     k_len: Any
@@ -142,14 +160,18 @@ class Extent(NamedTuple):
 
 
 class WorkTile(NamedTuple):
-    """A program's part of the schedule: whose tile, and the steps to walk.
+    """The work of a program: a tile, or a split of one.
 
     Attributes:
-        b: batch entry, int64; h: query head; kv_head: its key head; bh: b * H + h, int64.
-        tile: number of the tile; index: number of the item among those of its head, or of all heads.
-        step_ends: where the steps of each kind begin and end, four numbers: steps that need no mask, those
-            that need that of sub-blocks, and those that need one of tokens besides.
-        partial: number of the partial result, -1 for a whole tile.
+        b: batch entry, int64.
+        h: query head.
+        kv_head: its key head.
+        bh: b * H + h, int64.
+        tile: number of the tile.
+        index: row of the work tile among those of its head, or of all heads where they share them.
+        step_ends: four numbers between which lie the full steps (no mask), the partial steps (a mask of pairs
+            of sub-blocks) and the steps with a mask of tokens.
+        partial: number of its partial result, -1 for a whole tile.
 
     """
 

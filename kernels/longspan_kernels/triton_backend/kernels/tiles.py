@@ -1,23 +1,46 @@
-"""What the Triton kernels share: whose turn a program is, gathering tiles, striking scores, drawing dropout.
+"""Device functions that the kernels share: work tiles, loads and stores, masks, dropout, score gradients.
 
-Letters of the kernels: B batch entry, H query head, M query, N key, D dimension of q and k, E dimension of v.
-Numbers of queries and keys come in whatever shape broadcasts to the tile, so that a tile may lie queries by
-keys or keys by queries. Scores are in units of log2, so that exponentials are powers of two.
+Letters of shapes:
+    B   batch entries
+    H   query heads
+    D   dimension of q and k; DP padded to a power of two
+    E   dimension of v; EP padded
+    BM  queries of a tile or a step
+    BN  keys of a step or a tile
+    SUB tokens of a sub-block
 
-What belongs together travels as the named tuples of `bundles.py`.
+A tile belongs to one program: BM queries (forward, dq, dbias) or BN keys (dk and dv). The program walks
+through steps, each of BN keys or BM queries, gathered in sub-blocks that may lie anywhere. m and n are the
+numbers of a tile's queries and keys. They come in any shape that broadcasts to the scores, so that these may
+lie queries by keys or keys by queries. Scores are in units of log2: exponentials are powers of two.
+
+Struct arguments are those of `structs.py`.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# Constexpr parameters are no types that a checker can follow.
+# Type checkers cannot follow constexpr parameters.
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from longspan_kernels.triton_backend.columns import SplitTileColumn, WorkTileColumn
 from longspan_kernels.triton_backend.kernels.structs import Dropout, WorkTile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# Columns of the tables. A kernel may read global names only where they are constexpr.
+TILE_COLUMN = tl.constexpr(int(WorkTileColumn.TILE))
+HEAD_COLUMN = tl.constexpr(int(WorkTileColumn.HEAD))
+FIRST_STEP_COLUMN = tl.constexpr(int(WorkTileColumn.FIRST_STEP))
+NUM_FULL_COLUMN = tl.constexpr(int(WorkTileColumn.NUM_FULL))
+NUM_FULL_OR_PARTIAL_COLUMN = tl.constexpr(int(WorkTileColumn.NUM_FULL_OR_PARTIAL))
+NUM_STEPS_COLUMN = tl.constexpr(int(WorkTileColumn.NUM_STEPS))
+PARTIAL_COLUMN = tl.constexpr(int(WorkTileColumn.PARTIAL))
+WORK_TILE_WIDTH = tl.constexpr(len(WorkTileColumn))
+FIRST_PARTIAL_COLUMN = tl.constexpr(int(SplitTileColumn.FIRST_PARTIAL))
+NUM_PARTIALS_COLUMN = tl.constexpr(int(SplitTileColumn.NUM_PARTIALS))
+SPLIT_TILE_WIDTH = tl.constexpr(len(SplitTileColumn))
 # Numbers that differ between calls: a kernel is compiled once for all their values.
 NOT_SPECIALIZED = [
     "num_long", "num_other", "num_long_programs", "num_partials", "H", "batches", "heads", "group", "q_len",
@@ -27,11 +50,11 @@ NOT_SPECIALIZED = [
 
 @triton.jit
 def work_tile_of_program(table, work_list, H, WIDTH: tl.constexpr, SHARED: tl.constexpr):
-    """Batch entry (int64), head, number and row of a work list [longs + rest, WIDTH] for a program.
+    """Batch entry (int64), head, row number and row of a table [num_long + num_other, WIDTH] for a program.
 
-    The first rows of the list, the long ones, come first for all heads: one that began last would run on
-    alone. Of the others heads, or batch entries where heads have items of their own, come one after another,
-    so that the programs that run together read the keys of few heads: those stay in the cache.
+    Long rows come first, for all heads: one that began last would run on alone. The other rows run head by
+    head (batch entry by batch entry where each head has its own rows), so that programs that run together
+    read the keys of few heads, which stay in the cache.
     """
     program = tl.program_id(0)
     if program < work_list.num_long_programs:
@@ -46,16 +69,24 @@ def work_tile_of_program(table, work_list, H, WIDTH: tl.constexpr, SHARED: tl.co
         b = outer // H
         return b.to(tl.int64), outer - b * H, index, row
     else:
-        return outer.to(tl.int64), tl.load(row + 1), index, row
+        return outer.to(tl.int64), tl.load(row + HEAD_COLUMN), index, row
 
 
 @triton.jit
 def load_work_tile(work_tiles, work_list, H, shape):
-    """Read this program's item."""
-    b, h, index, row = work_tile_of_program(work_tiles, work_list, H, 7, shape.SHARED)
-    start = tl.load(row + 2)
-    step_ends = start, start + tl.load(row + 3), start + tl.load(row + 4), start + tl.load(row + 5)
-    return WorkTile(b, h, h // shape.GROUP, b * H + h, tl.load(row), index, step_ends, tl.load(row + 6))
+    """Work tile of this program."""
+    b, h, index, row = work_tile_of_program(work_tiles, work_list, H, WORK_TILE_WIDTH, shape.SHARED)
+    start = tl.load(row + FIRST_STEP_COLUMN)
+    step_ends = (
+        start,
+        start + tl.load(row + NUM_FULL_COLUMN),
+        start + tl.load(row + NUM_FULL_OR_PARTIAL_COLUMN),
+        start + tl.load(row + NUM_STEPS_COLUMN),
+    )
+    return WorkTile(
+        b, h, h // shape.GROUP, b * H + h, tl.load(row + TILE_COLUMN), index, step_ends,
+        tl.load(row + PARTIAL_COLUMN),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -69,7 +100,7 @@ def tile_positions(tile_blocks, tile, TILE: tl.constexpr, SUB: tl.constexpr, STR
 
 @triton.jit
 def tile_slice(tile_blocks, tile, SLICE: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr):
-    """Rows of a tile that the second grid dimension gives, and their positions, both int32 [SLICE]."""
+    """Rows of a tile that the second grid dimension selects, and their positions, both int32 [SLICE]."""
     first_row = tl.program_id(1) * SLICE
     start = tile * TILE + first_row
     if TILE // SUB > 1:
@@ -90,20 +121,20 @@ def block_starts(step_blocks, step, TILE: tl.constexpr, SUB: tl.constexpr, STRID
 
 @triton.jit
 def positions_in_blocks(starts, TILE: tl.constexpr, SUB: tl.constexpr, STRIDE: tl.constexpr):
-    """Positions of every STRIDE-th token of a step, int32 [TILE // STRIDE], from what `starts` gave."""
+    """Positions of every STRIDE-th token of a step, int32 [TILE // STRIDE], from its `block_starts`."""
     return starts + (tl.arange(0, TILE // STRIDE) * STRIDE) % SUB
 
 
 @triton.jit
 def head_pointer(operand, b, h):
-    """First element of a batch entry's head."""
+    """Pointer to the first element of a batch entry's head."""
     # Strides fit 32 bits, their multiples need not.
     return operand.pointer + b * operand.strides[0] + h.to(tl.int64) * operand.strides[1]
 
 
 @triton.jit
 def load_rows(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr):
-    """Rows of a [length, WIDTH] matrix, [rows, PADDED]; what lies outside is 0 where CHECKED."""
+    """Rows of a matrix [length, WIDTH], as [rows, PADDED]; with CHECKED, rows outside it are 0."""
     width = tl.arange(0, PADDED)
     pointers = base + rows.to(tl.int64)[:, None] * stride + width[None, :]
     if CHECKED:
@@ -116,7 +147,7 @@ def load_rows(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.conste
 
 @triton.jit
 def store_rows(operand, b, h, rows, length, tile, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Write a tile [rows, PADDED] to its rows of a batch entry's head, as far as there are any."""
+    """Store a tile [rows, PADDED] into the rows of a batch entry's head; rows outside it are left out."""
     width = tl.arange(0, PADDED)
     inside = ((rows >= 0) & (rows < length))[:, None] & (width < WIDTH)[None, :]
     pointers = head_pointer(operand, b, h) + rows.to(tl.int64)[:, None] * operand.strides[2] + width[None, :]
@@ -125,7 +156,7 @@ def store_rows(operand, b, h, rows, length, tile, WIDTH: tl.constexpr, PADDED: t
 
 @triton.jit
 def load_keys_values(starts, k, v, k_desc, v_desc, work, extent, shape, MASK: tl.constexpr):
-    """Gather a step's keys: their positions [BN], k [BN, DP] and v [BN, EP]."""
+    """Keys of a step: their numbers [BN], k [BN, DP] and v [BN, EP]."""
     n = positions_in_blocks(starts, shape.BN, shape.SUB, 1)
     if k_desc is not None:
         b = work.b.to(tl.int32)
@@ -146,13 +177,13 @@ def load_keys_values(starts, k, v, k_desc, v_desc, work, extent, shape, MASK: tl
 @triton.jit
 def load_scored_keys(
     q, starts, step, pair_bits, k, v, k_desc, v_desc, work, m, extent, scale, masks, shape, MASK: tl.constexpr
-):  # fmt: skip
-    """Gather a step's keys and score them: their positions [BN], k, v, and what `strike` leaves [BM, BN].
+):
+    """Keys of a step and their masked scores: numbers [BN], k [BN, DP], v [BN, EP], scores [BM, BN].
 
-    With BARE scores are products of queries and keys that are not scaled yet.
+    With SCALE_IN_EXP2 scores are products of queries and keys, not scaled yet.
     """
     step_slots: tl.constexpr = shape.BN // shape.SUB
-    one_bit: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
+    one_pair: tl.constexpr = shape.SUB >= shape.BM and shape.SUB >= shape.BN
     n, k_tile, v_tile = load_keys_values(starts, k, v, k_desc, v_desc, work, extent, shape, MASK)
     scores = tl.dot(q, tl.trans(k_tile), input_precision=shape.PRECISION)
     if not shape.SCALE_IN_EXP2:
@@ -162,25 +193,26 @@ def load_scored_keys(
         step_slot = tl.arange(0, shape.BN) // shape.SUB
         scores = mask_scores(
             scores, m[:, None], n[None, :], tile_slot[:, None], step_slot[None, :], tl.load(pair_bits + step),
-            work.b, work.h, extent, masks, one_bit, step_slots, shape.RAGGED, MASK,
+            work.b, work.h, extent, masks, one_pair, step_slots, shape.RAGGED, MASK,
         )  # fmt: skip
     return n, k_tile, v_tile, scores
 
 
 @triton.jit
 def mask_scores(
-    scores, m, n, tile_slot, step_slot, bits, b, h, extent, masks, ONE_BIT: tl.constexpr, SLOTS: tl.constexpr,
-    RAGGED: tl.constexpr, MASK: tl.constexpr,
+    scores, m, n, tile_slot, step_slot, bits, b, h, extent, masks, ONE_PAIR: tl.constexpr,
+    STEP_SLOTS: tl.constexpr, RAGGED: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Add what is added to the scores and put -inf where a key is not seen.
+    """Scores with biases and added masks, -inf where a query does not see a key.
 
-    m and n number the queries and keys of the tile. Bit tile_slot * SLOTS + step_slot of the step's bits says
-    whether a pair of sub-blocks is kept; with ONE_BIT the step is one pair, which is. MASK is 0 where neither
-    bits nor bounds nor lengths strike anything, 1 where bits alone do, else 2.
+    tile_slot and step_slot are the slots of the sub-blocks of m and n. Bit tile_slot * STEP_SLOTS + step_slot
+    says whether the layout keeps their pair; with ONE_PAIR the step is one pair, which it keeps. MASK is 0
+    where the layout, the bounds and the lengths let everything through (full steps), 1 where the bits alone
+    do not (partial steps), 2 where tokens have to be looked at.
     """
     inside = (m >= 0) & (m < extent.q_len) & (n < extent.k_len)
     if MASK == 1:
-        scores = tl.where(_kept_block_pairs(bits, tile_slot, step_slot, SLOTS), scores, float("-inf"))
+        scores = tl.where(_is_kept_pair(bits, tile_slot, step_slot, STEP_SLOTS), scores, float("-inf"))
     if MASK == 2:
         position = m + (extent.k_len - extent.q_len)
         keep = (n < extent.k_len) | (not RAGGED)
@@ -188,8 +220,8 @@ def mask_scores(
             keep = keep & (n <= position + extent.right)
         if extent.left is not None:
             keep = keep & (n >= position - extent.left)
-        if not ONE_BIT:
-            keep = keep & _kept_block_pairs(bits, tile_slot, step_slot, SLOTS)
+        if not ONE_PAIR:
+            keep = keep & _is_kept_pair(bits, tile_slot, step_slot, STEP_SLOTS)
         scores = tl.where(keep, scores, float("-inf"))
     wide_m = m.to(tl.int64)
     wide_n = n.to(tl.int64)
@@ -208,33 +240,35 @@ def mask_scores(
         scores -= tl.load(masks.slopes + h) * tl.abs(distance).to(tl.float32)
     if masks.documents is not None:
         row = masks.documents.pointer + b * masks.documents.strides[0]
-        key_document = tl.load(row + wide_n * masks.documents.strides[1], mask=n < extent.k_len, other=0)
-        query = (wide_m + (extent.k_len - extent.q_len)) * masks.documents.strides[1]
-        query_document = tl.load(row + query, mask=(m >= 0) & (m < extent.q_len), other=0)
-        scores = tl.where(key_document == query_document, scores, float("-inf"))
+        k_document = tl.load(row + wide_n * masks.documents.strides[1], mask=n < extent.k_len, other=0)
+        q_offset = (wide_m + (extent.k_len - extent.q_len)) * masks.documents.strides[1]
+        q_document = tl.load(row + q_offset, mask=(m >= 0) & (m < extent.q_len), other=0)
+        scores = tl.where(k_document == q_document, scores, float("-inf"))
     return scores
 
 
 @triton.jit
-def _kept_block_pairs(bits, tile_slot, step_slot, SLOTS: tl.constexpr):
-    return ((bits >> (tile_slot * SLOTS)) & (1 << step_slot)) != 0
+def _is_kept_pair(bits, tile_slot, step_slot, STEP_SLOTS: tl.constexpr):
+    """Whether the layout keeps the pair of sub-blocks in two slots."""
+    return ((bits >> (tile_slot * STEP_SLOTS)) & (1 << step_slot)) != 0
 
 
 @triton.jit
 def distance_index(m, n, extent, span):
-    """Place of the distance of each pair among those from -span to span."""
+    """Index of each pair's distance, key position minus query position, among those from -span to span."""
     return tl.minimum(tl.maximum(n - m - (extent.k_len - extent.q_len), -span), span) + span
 
 
 @triton.jit
 def _pair_pointers(mask, b, h, m, n):
+    """Pointers into a mask [B, H, q_len, k_len]."""
     row = mask.pointer + b * mask.strides[0] + h.to(tl.int64) * mask.strides[1]
     return row + m * mask.strides[2] + n * mask.strides[3]
 
 
 @triton.jit
 def _apply_mask(scores, pointers, inside):
-    """Strike by a mask of uint8, or add one of numbers."""
+    """Scores under a mask: one of uint8 puts -inf where it is 0, one of floating point is added."""
     if pointers.dtype.element_ty == tl.uint8:
         return tl.where(tl.load(pointers, mask=inside, other=0) != 0, scores, float("-inf"))
     else:
@@ -243,33 +277,59 @@ def _apply_mask(scores, pointers, inside):
 
 @triton.jit
 def to_log2(added):
-    """Bring an added mask to units of log2: finite numbers stay finite, -inf stays -inf."""
+    """An added mask in units of log2: finite numbers stay finite, -inf stays -inf."""
     added = added.to(tl.float32)
     finite = tl.minimum(tl.maximum(added, -2.0e38), 2.0e38) * LOG2E
     return tl.where(added == float("-inf"), float("-inf"), finite)
 
 
 @triton.jit
+def weights_and_gradients(scores, lse, a, b, scale, masks, shape, BY_KEYS: tl.constexpr):
+    """Weights p = exp2(scores - lse) of a step and their gradients dp, before dropout.
+
+    Scores lie queries by keys, or with BY_KEYS keys by queries; lse [BM] is in units of log2. dp is the
+    product of the rows of a and b: the output's gradient and v, or with BY_KEYS v and the output's gradient.
+    Gradients of the scores are then ds = p (dp - delta).
+    """
+    if shape.SCALE_IN_EXP2:
+        scores = scores * scale
+    scores -= lse[None, :] if BY_KEYS else lse[:, None]
+    if masks.ANY:
+        # Added masks may be so large that one rounding of the log-sum-exp is many units.
+        scores = tl.minimum(scores, 0.0)
+    p = tl.exp2(scores)
+    dp = tl.dot(a, tl.trans(b), input_precision=shape.PRECISION)
+    return p, dp
+
+
+@triton.jit
 def load_seed(dropout):
-    """Read the seed, once for all draws of a program."""
+    """Dropout with its seed loaded, once for all draws of a program."""
     return Dropout(tl.load(dropout.seed), dropout.threshold, dropout.keep_scale)
 
 
 @triton.jit
-def dropout_keep_qk(dropout, b, h, position, key_quads, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Draw dropout for a tile of queries [ROWS, 1] by keys, whose every fourth is [1, COLUMNS // 4]."""
-    zero = tl.zeros([ROWS, COLUMNS // 4], dtype=tl.int32)
-    word = key_quads // 4 + zero
-    w0, w1, w2, w3 = tl.philox(dropout.seed, word, position + zero, h + zero, b.to(tl.int32) + zero)
+def dropout_keep_qk(dropout, b, h, m, step_blocks, step, extent, shape):
+    """Weights of a step that dropout keeps, bool [BM, BN]; each draw of four words serves four keys."""
+    starts = block_starts(step_blocks, step, shape.BN, shape.SUB, 4)
+    every_fourth_key = positions_in_blocks(starts, shape.BN, shape.SUB, 4)
+    position = (m + (extent.k_len - extent.q_len))[:, None]
+    draw = every_fourth_key[None, :]
+    zero = tl.zeros([shape.BM, shape.BN // 4], dtype=tl.int32)
+    draw = draw // 4 + zero
+    w0, w1, w2, w3 = tl.philox(dropout.seed, draw, position + zero, h + zero, b.to(tl.int32) + zero)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(words, [ROWS, COLUMNS]).to(tl.uint32, bitcast=True) >= dropout.threshold
+    return tl.reshape(words, [shape.BM, shape.BN]).to(tl.uint32, bitcast=True) >= dropout.threshold
 
 
 @triton.jit
-def dropout_keep_kq(dropout, b, h, position, key_quads, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Draw dropout for a tile of keys by queries [1, COLUMNS]; every fourth key is [ROWS // 4, 1]."""
-    zero = tl.zeros([ROWS // 4, COLUMNS], dtype=tl.int32)
-    word = key_quads // 4 + zero
-    w0, w1, w2, w3 = tl.philox(dropout.seed, word, position + zero, h + zero, b.to(tl.int32) + zero)
+def dropout_keep_kq(dropout, b, h, m, tile_blocks, tile, extent, shape):
+    """Weights of a step that dropout keeps, bool [BN, BM], where scores lie keys by queries."""
+    every_fourth_key = tile_positions(tile_blocks, tile, shape.BN, shape.SUB, 4)
+    position = (m + (extent.k_len - extent.q_len))[None, :]
+    draw = every_fourth_key[:, None]
+    zero = tl.zeros([shape.BN // 4, shape.BM], dtype=tl.int32)
+    draw = draw // 4 + zero
+    w0, w1, w2, w3 = tl.philox(dropout.seed, draw, position + zero, h + zero, b.to(tl.int32) + zero)
     words = tl.permute(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [0, 2, 3, 1])
-    return tl.reshape(words, [ROWS, COLUMNS]).to(tl.uint32, bitcast=True) >= dropout.threshold
+    return tl.reshape(words, [shape.BN, shape.BM]).to(tl.uint32, bitcast=True) >= dropout.threshold
