@@ -37,9 +37,10 @@ from measure import DeviceLostError, failure
 from suite import HELD_OUT, TUNING_LENGTH, Cell
 from tune_table import KERNELS, append, literal, load, name_of, name_of_record, table
 
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Size, Sizes
-from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
+from longspan_kernels.architecture import architecture_of
+from longspan_kernels.triton_backend import kernel_configs
+from longspan_kernels.triton_backend.kernel_configs import KernelConfig, KernelConfigs
+from longspan_kernels.triton_backend.tuning import config_cache
 
 HERE = Path(__file__).parent
 PATTERNS = ("bigbird", "local_sliding_window", "dense")
@@ -55,13 +56,13 @@ FUNCTIONS = {
     "keys": "attention_bwd_dkdv_kernel",
 }
 
-Task = tuple[str, int, int, Size]  # kernel, head dimension, block, size
+Task = tuple[str, int, int, KernelConfig]  # kernel, head dimension, block, size
 
 
 class SizeLostError(DeviceLostError):
     """The device answers no more since a size was tried on it."""
 
-    def __init__(self, size: Size, message: str) -> None:
+    def __init__(self, size: KernelConfig, message: str) -> None:
         super().__init__(message)
         self.size = size
 
@@ -69,7 +70,7 @@ class SizeLostError(DeviceLostError):
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Time tile sizes of the kernels on a GPU.")
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64], choices=tuning.DIMS)
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64], choices=kernel_configs.DIMS)
     parser.add_argument("--blocks", type=int, nargs="+", default=[16, 64], choices=(16, 32, 64, 128))
     parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
     parser.add_argument(
@@ -89,7 +90,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def grid(kernel: str, block: int, present: Size) -> list[Size]:
+def grid(kernel: str, block: int, present: KernelConfig) -> list[KernelConfig]:
     """List the sizes to time beside the present one, those that differ from it in the least first.
 
     Before them all comes that of one small block a tile and step, which serves scattered layouts.
@@ -103,36 +104,38 @@ def grid(kernel: str, block: int, present: Size) -> list[Size]:
         for stages in (1, 2, 3) if tile == 64 and step < 128 else (2, 3):
             for registers in bounds:
                 q_tile, k_tile = (step, tile) if kernel == "keys" else (tile, step)
-                size = Size(q_tile, k_tile, stages, warps, registers)
+                size = KernelConfig(q_tile, k_tile, stages, warps, registers)
                 if size != present and size.serves(block):
                     found.append(size)
 
-    def distance(size: Size) -> int:
-        return sum(getattr(size, one.name) != getattr(present, one.name) for one in dataclasses.fields(Size))
+    def distance(size: KernelConfig) -> int:
+        return sum(
+            getattr(size, one.name) != getattr(present, one.name) for one in dataclasses.fields(KernelConfig)
+        )
 
-    scattered = Size(block, block, 3, 1)
+    scattered = KernelConfig(block, block, 3, 1)
     return sorted(found, key=lambda size: -1 if size == scattered else distance(size))  # stable
 
 
-def present_sizes(dim: int, block: int) -> Sizes:
+def present_sizes(dim: int, block: int) -> KernelConfigs:
     """Give the sizes that calls have now, by a table: the GPU's own, or the nearest."""
-    architecture = tuning.architecture_of(torch.device("cuda", 0))
-    return tuning.nearest_sizes(architecture, tuning.kind_of(dim, block))
+    architecture = architecture_of(torch.device("cuda", 0))
+    return kernel_configs.nearest_configs(architecture, kernel_configs.config_key(dim, block))
 
 
-def base_sizes(dim: int, block: int) -> Sizes:
+def base_sizes(dim: int, block: int) -> KernelConfigs:
     """Give the sizes that others are held to: the present ones, or ones that run on any GPU."""
     from longspan_kernels.triton_backend.tuning.autotune import SAFE
 
-    architecture = tuning.architecture_of(torch.device("cuda", 0))
-    if architecture is None or architecture in tuning.TABLE:
+    architecture = architecture_of(torch.device("cuda", 0))
+    if architecture is None or architecture in kernel_configs.TABLE:
         return present_sizes(dim, block)
-    return Sizes(SAFE, SAFE, SAFE, SAFE)
+    return KernelConfigs(SAFE, SAFE, SAFE, SAFE)
 
 
 def planned(
     dims: Sequence[int], blocks: Sequence[int], kernels: Sequence[str], nearest: int | None = None
-) -> Iterator[tuple[str, int, int, Size, list[Size]]]:
+) -> Iterator[tuple[str, int, int, KernelConfig, list[KernelConfig]]]:
     """Yield kernel, head dimension, block, present size and the sizes to time beside it."""
     for dim in dims:
         for block in blocks:
@@ -143,13 +146,13 @@ def planned(
 
 def identity(device: torch.device) -> dict[str, Any]:
     """Say what times hold for: plain JSON types."""
-    architecture = tuning.architecture_of(device)
+    architecture = architecture_of(device)
     versions = {name: one for name, one in timing.versions().items() if name in ("torch", "triton", "cuda")}
     return {
         "device": torch.cuda.get_device_name(device),
         "architecture": list(architecture) if isinstance(architecture, tuple) else architecture,
         "versions": versions,
-        "source": tuning_cache.source_hash(),
+        "source": config_cache.source_hash(),
     }
 
 
@@ -157,7 +160,8 @@ def identity(device: torch.device) -> dict[str, Any]:
 def problems(dim: int, block: int) -> dict[str, Any]:
     """Make the calls of a head dimension and block, by pattern."""
     from longspan_kernels.arguments import Arguments
-    from longspan_kernels.triton_backend import backend as triton_backend
+    from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
+    from longspan_kernels.triton_backend.prepared import prepare_forward
     from longspan_kernels.triton_backend.tuning.autotune import Problem
 
     device = torch.device("cuda", 0)
@@ -173,7 +177,7 @@ def problems(dim: int, block: int) -> dict[str, Any]:
             )
         layout = cell.layout()
         call = Arguments(layout, dim**-0.5, right=0 if layout.causal else None)
-        out, lse = triton_backend.forward(q, k, v, call, sizes=base_sizes(dim, block))
+        out, lse = prepare_forward(q, k, v, call, ConfigChoice(base_sizes(dim, block)))(q, k, v, call)
         made[pattern] = Problem(q, k, v, grad, call, out, lse)
     return made
 
@@ -244,7 +248,7 @@ def resources(compiled: Any) -> dict[str, int]:
 
 
 def try_size(
-    kernel: str, size: Size, base: Sizes, calls: dict[str, Any], expected: dict[str, Any]
+    kernel: str, size: KernelConfig, base: KernelConfigs, calls: dict[str, Any], expected: dict[str, Any]
 ) -> dict[str, Any]:
     """Run a size once on each pattern: what the compiler says of it, or ``error``.
 
@@ -270,7 +274,11 @@ def try_size(
 
 
 def time_group(
-    kernel: str, sizes: Sequence[Size], base: Sizes, calls: dict[str, Any], timer: Callable[..., float]
+    kernel: str,
+    sizes: Sequence[KernelConfig],
+    base: KernelConfigs,
+    calls: dict[str, Any],
+    timer: Callable[..., float],
 ) -> list[dict[str, Any]]:
     """Time sizes of a kernel in turn with the base.
 
@@ -292,14 +300,14 @@ def time_group(
     own = getattr(base, kernel)
     with torch.no_grad():
         expected = {name: call.run(kernel, own, base) for name, call in calls.items()}
-        records: dict[Size, dict[str, Any]] = {}
+        records: dict[KernelConfig, dict[str, Any]] = {}
         for size in dict.fromkeys([own, *sizes]):
             try:
                 records[size] = try_size(kernel, size, base, calls, expected)
             except DeviceLostError as lost:
                 raise SizeLostError(size, str(lost)) from lost
         del expected
-        times: dict[Size, dict[str, list[float]]] = {
+        times: dict[KernelConfig, dict[str, list[float]]] = {
             size: {name: [] for name in calls} for size, record in records.items() if "error" not in record
         }
         for turn in range(ROUNDS):
@@ -354,7 +362,9 @@ def sweep(options: argparse.Namespace, deadline: float) -> None:
             append(options.out, [{**about, **record} for record in records])
             slowest = max(slowest, time.monotonic() - began)
             for record in records:
-                print(f"  {Size(**record['size'])}: {record.get('error') or record['ms']}", flush=True)
+                print(
+                    f"  {KernelConfig(**record['size'])}: {record.get('error') or record['ms']}", flush=True
+                )
 
 
 def plan(options: argparse.Namespace) -> str:

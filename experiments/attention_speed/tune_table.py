@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Kind, Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs
+from longspan_kernels.triton_backend.kernel_configs import ConfigKey, KernelConfig, KernelConfigs
 
 KERNELS = ("forward", "queries", "keys")
 
 
-def name_of(kernel: str, dim: int, block: int, size: Size) -> tuple[Any, ...]:
+def name_of(kernel: str, dim: int, block: int, size: KernelConfig) -> tuple[Any, ...]:
     """Name a measurement, as `name_of_record` does from its line."""
     return kernel, dim, block, *dataclasses.astuple(size)
 
 
 def name_of_record(record: dict[str, Any]) -> tuple[Any, ...]:
     """Name what a line has measured."""
-    return name_of(record["kernel"], record["dim"], record["block"], Size(**record["size"]))
+    return name_of(record["kernel"], record["dim"], record["block"], KernelConfig(**record["size"]))
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -50,21 +50,21 @@ def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def ratios(records: Sequence[dict[str, Any]]) -> dict[tuple[Kind, str], dict[Size, float]]:
+def ratios(records: Sequence[dict[str, Any]]) -> dict[tuple[ConfigKey, str], dict[KernelConfig, float]]:
     """Give the time of each size over the base's, by kind and kernel.
 
     Geometric mean over patterns and blocks. A size that was not timed, or has failed, with some block of its
     kind that others were timed with is left out.
     """
-    measured: dict[tuple[Kind, str], dict[Size, dict[int, float]]] = {}
-    blocks: dict[tuple[Kind, str], set[int]] = {}
+    measured: dict[tuple[ConfigKey, str], dict[KernelConfig, dict[int, float]]] = {}
+    blocks: dict[tuple[ConfigKey, str], set[int]] = {}
     for record in records:
-        place = tuning.kind_of(record["dim"], record["block"]), record["kernel"]
+        place = kernel_configs.config_key(record["dim"], record["block"]), record["kernel"]
         blocks.setdefault(place, set()).add(record["block"])
         if "error" in record or not record["base_ms"]:
             continue
         logs = [math.log(ms / record["base_ms"][name]) for name, ms in record["ms"].items()]
-        size = Size(**record["size"])
+        size = KernelConfig(**record["size"])
         measured.setdefault(place, {}).setdefault(size, {})[record["block"]] = statistics.fmean(logs)
     return {
         place: {
@@ -76,14 +76,16 @@ def ratios(records: Sequence[dict[str, Any]]) -> dict[tuple[Kind, str], dict[Siz
     }
 
 
-def literal(size: Size) -> str:
+def literal(size: KernelConfig) -> str:
     """Write a size as Python."""
     numbers = [size.q_tile, size.k_tile, size.stages, size.warps]
-    return f"Size({', '.join(map(str, numbers + ([] if size.registers is None else [size.registers])))})"
+    return (
+        f"KernelConfig({', '.join(map(str, numbers + ([] if size.registers is None else [size.registers])))})"
+    )
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Write the fastest sizes: the rows of the table in `tuning.py`, and what they gain, in Markdown.
+    """Write the fastest sizes: the rows of the table in `kernel_configs.py`, and what they gain, in Markdown.
 
     Of one GPU, version and source alone, those of the last line. A kernel that was not timed keeps the size
     of the table that is nearest to the architecture.
@@ -104,19 +106,19 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines.append(f"{architecture!r}: {{")
     rows = []
     for kind in sorted({kind for kind, _ in found}, key=lambda one: (one.dim, one.block)):
-        sizes = tuning.nearest_sizes(architecture, kind)
+        sizes = kernel_configs.nearest_configs(architecture, kind)
         for kernel in KERNELS:
             timed = found.get((kind, kernel))
             if not timed:
                 continue
             best = min(timed, key=lambda size, timed=timed: timed[size])
             sizes = dataclasses.replace(sizes, **{kernel: best})
-            blocks = f"from {kind.block}" if kind.block == tuning.BLOCKS[-1] else kind.block
+            blocks = f"from {kind.block}" if kind.block == kernel_configs.BLOCKS[-1] else kind.block
             rows.append(
                 f"| {kernel} | {kind.dim} | {blocks} | `{literal(best)}` | {timed[best]:.3f} | {len(timed)} |"
             )
-        four = ", ".join(literal(getattr(sizes, one.name)) for one in dataclasses.fields(Sizes))
-        lines.append(f"    {kind!r}: Sizes({four}),")
+        four = ", ".join(literal(getattr(sizes, one.name)) for one in dataclasses.fields(KernelConfigs))
+        lines.append(f"    {kind!r}: KernelConfigs({four}),")
     lines += [
         "}",
         "",

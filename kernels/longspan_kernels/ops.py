@@ -1,27 +1,27 @@
-"""The custom ops ``longspan::block_sparse_attention`` and its backward: what autograd and torch.compile see.
+"""Autograd and the dispatcher: `attend`, and the custom ops that torch.compile and dispatch modes see.
 
-Only tensors and numbers cross: a layout goes as its handle (`longspan_kernels.layout.handles`).
+The ops are ``longspan::block_sparse_attention`` and its backward. Only tensors and numbers cross them: a
+layout goes as its number (`longspan_kernels.layout.handles`). Without a compiler or a mode, `attend` calls
+the backend itself: the dispatcher would take longer than a launch.
+
+Shapes in this file: B batch, H query heads, K key heads, L queries, M keys, D width of q and k, E width of v.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longspan_kernels.arguments import Arguments, accumulator_dtype
-from longspan_kernels.backends import BACKENDS
-from longspan_kernels.layout import handles as registry
-from longspan_kernels.strides import empty_as
+from longspan_kernels.arguments import Arguments, accumulator_dtype, empty_as
+from longspan_kernels.backends import load_backend
+from longspan_kernels.layout.handles import layout_of
 
-Function = Callable[..., Any]
-
-
-_MASKS = (
+_TENSORS = (
     "Tensor? key_padding_mask, Tensor? attn_mask, Tensor? bias, Tensor? document_ids, Tensor? dropout_seed, "
     "Tensor? relative_table, Tensor? relative_buckets, Tensor? slopes"
 )
@@ -33,39 +33,53 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
 # torch.library.custom_op would do the same, at ten times the cost of a call.
 _library = torch.library.Library("longspan", "FRAGMENT")
 _library.define(
-    f"block_sparse_attention(Tensor q, Tensor k, Tensor v, {_MASKS}, {_NUMBERS}) -> (Tensor, Tensor)",
+    f"block_sparse_attention(Tensor q, Tensor k, Tensor v, {_TENSORS}, {_NUMBERS}) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 _library.define(
     "block_sparse_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor grad_out, "
-    f"Tensor? grad_lse, {_MASKS}, {_NUMBERS}, bool bias_gradient, bool table_gradient) "
+    f"Tensor? grad_lse, {_TENSORS}, {_NUMBERS}, bool bias_gradient, bool table_gradient) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 attention_op = torch.ops.longspan.block_sparse_attention.default
 attention_backward_op = torch.ops.longspan.block_sparse_attention_backward.default
 
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]
+_NO_CONTEXT = contextlib.nullcontext()
 
-def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Call `attention_op`; straight, where nothing listens to the dispatcher and would miss the op.
+
+def attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, backend: str) -> tuple[Tensor, Tensor]:
+    """Attend by a backend, differentiably; through the op where a compiler or a dispatch mode has to see it.
+
+    Args:
+        q: ``[B, H, L, D]``.
+        k: ``[B, K, M, D]``.
+        v: ``[B, K, M, E]``.
+        arguments: the options.
+        backend: a name of `longspan_kernels.available_backends`.
 
     Returns:
-        The context ``[batch, heads, q_len, v_dim]`` and the log-sum-exp ``[batch, heads, q_len]``.
+        The context ``[B, H, L, E]`` in q's dtype and the log-sum-exp ``[B, H, L]``.
 
     """
-    if torch.compiler.is_compiling() or _observed(inputs[:11]):
-        return attention_op(*inputs)
-    learned = (*inputs[:3], inputs[5], inputs[8])
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned):
-        return _Attention.apply(_forward, _backward, *inputs)
-    return _forward(*inputs)
+    if torch.compiler.is_compiling() or _needs_dispatcher(q, k, v, *arguments.tensors):
+        return attention_op(q, k, v, *_op_inputs(arguments, backend))
+    bias, table = arguments.bias, arguments.relative_table
+    if torch.is_grad_enabled() and (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (table is not None and table.requires_grad)
+    ):
+        return _Attention.apply(q, k, v, bias, table, arguments, backend, False)
+    with _no_autocast(q):
+        return load_backend(backend).forward(q, k, v, arguments)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]
-
-
-def _observed(tensors: tuple[Tensor | None, ...]) -> bool:
+def _needs_dispatcher(*tensors: Tensor | None) -> bool:
     """Say whether modes, transforms or subclasses of tensors have to see the op."""
     if (
         torch._C._len_torch_dispatch_stack() > 0
@@ -74,95 +88,60 @@ def _observed(tensors: tuple[Tensor | None, ...]) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return True
-    # Batched are autograd's batched gradients, which torch.func's transforms do not know.
-    return any(x is not None and (type(x) not in _PLAIN or _is_batched(x)) for x in tensors)
+    for x in tensors:  # noqa: SIM110 - `any` of a generator takes a microsecond more
+        # Batched tensors come from autograd's batched gradients, which are no transform of torch.func.
+        if x is not None and (type(x) not in _PLAIN_TYPES or _is_batched(x)):
+            return True
+    return False
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    bias: Tensor | None,
-    document_ids: Tensor | None,
-    dropout_seed: Tensor | None,
-    relative_table: Tensor | None,
-    relative_buckets: Tensor | None,
-    slopes: Tensor | None,
-    layout: int,
-    scale: float,
-    left: int | None,
-    right: int | None,
-    dropout_p: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Attend: the context and the log-sum-exp, by the named backend. Arguments as in `Arguments`."""
-    arguments = Arguments(
-        registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
-        dropout_p, dropout_seed, relative_table, relative_buckets, slopes,
-    )  # fmt: skip
-    with _no_autocast(q):
-        return BACKENDS[backend].forward(q, k, v, arguments)
+def _op_inputs(arguments: Arguments, backend: str) -> tuple[Any, ...]:
+    """Flatten the options into what the ops take behind q, k and v (and the backward's other tensors)."""
+    # Dynamo may hold the number as a variable one: as an index it is a constant again, with a guard.
+    number = operator.index(arguments.layout.handle.number)
+    return *arguments.tensors, number, *arguments.numbers[1:], backend
 
 
-def _backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    key_padding_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    bias: Tensor | None,
-    document_ids: Tensor | None,
-    dropout_seed: Tensor | None,
-    relative_table: Tensor | None,
-    relative_buckets: Tensor | None,
-    slopes: Tensor | None,
-    layout: int,
-    scale: float,
-    left: int | None,
-    right: int | None,
-    dropout_p: float,
-    backend: str,
-    bias_gradient: bool,
-    table_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Differentiate: the gradients of q, k, v, bias and table, the last two empty unless they are wanted."""
-    arguments = Arguments(
-        registry.layout_of(layout), scale, left, right, key_padding_mask, attn_mask, bias, document_ids,
-        dropout_p, dropout_seed, relative_table, relative_buckets, slopes,
-    )  # fmt: skip
-    with _no_autocast(q):
-        dq, dk, dv, *others = BACKENDS[backend].backward(
-            q, k, v, out, lse, grad_out, grad_lse, arguments, bias_gradient, table_gradient
-        )
-    dbias, dtable = (q.new_empty(0) if other is None else other for other in others)
-    return dq, dk, dv, dbias, dtable
+def _arguments_of(op_inputs: tuple[Any, ...]) -> Arguments:
+    """Undo `_op_inputs`, but for the backend's name at the end."""
+    *tensors, number, scale, left, right, dropout_p, _ = op_inputs
+    return Arguments(layout_of(number), scale, left, right, dropout_p, *tensors)
 
 
 def _no_autocast(q: Tensor) -> contextlib.AbstractContextManager[Any]:
-    # Autocast has had its say before the op; inside, the backend chooses what is computed in which dtype.
+    # Tensors are cast before the op; inside, the backend chooses what is computed in which dtype.
     device = q.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
-
-
-_NOTHING = contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NO_CONTEXT
 
 
 class _Attention(torch.autograd.Function):
-    """Forward and backward by two functions: the ops below autograd, or what they call, straight."""
+    """Forward and backward of a backend, or of the ops where the call came through one.
+
+    The bias and the table are inputs besides ``arguments``, which holds them too: autograd looks for tensors
+    among the inputs alone.
+    """
 
     @staticmethod
-    def forward(ctx: Any, forward: Function, backward: Function, *inputs: Any) -> tuple[Tensor, Tensor]:
-        out, lse = forward(*inputs)
-        ctx.save_for_backward(*inputs[:3], out, lse, *inputs[3:11])
-        ctx.rest = inputs[11:]
-        ctx.backward_function = backward
-        ctx.layout = registry.layout_of(inputs[11])  # alive until the backward
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        relative_table: Tensor | None,
+        arguments: Arguments,
+        backend: str,
+        through_op: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if through_op:
+            with torch._C._AutoDispatchBelowAutograd():
+                out, lse = attention_op(q, k, v, *_op_inputs(arguments, backend))
+        else:
+            with _no_autocast(q):
+                out, lse = load_backend(backend).forward(q, k, v, arguments)
+        ctx.save_for_backward(q, k, v, out, lse, *arguments.tensors)
+        ctx.numbers = arguments.numbers  # with the layout, which stays alive until the backward
+        ctx.backend, ctx.through_op = backend, through_op
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -170,54 +149,94 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_out, grad_lse = grads
-        q, k, v, out, lse, *masks = ctx.saved_tensors
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        # Behind the two functions: q, k, v, two masks and the bias; two more masks and the table.
-        of_bias, of_table = ctx.needs_input_grad[7], ctx.needs_input_grad[10]
-        backward = ctx.backward_function
-        if torch.compiler.is_compiling() or _observed((q, k, v, out, lse, grad_out, grad_lse, *masks)):
-            # Whoever listens now need not have listened to the forward.
-            backward = attention_backward_op
-        dq, dk, dv, dbias, dtable = backward(
-            q, k, v, out, lse, grad_out, grad_lse, *masks, *ctx.rest, of_bias, of_table
+        arguments = Arguments(*ctx.numbers, *tensors)
+        of_bias, of_table = ctx.needs_input_grad[3:5]
+        if (
+            ctx.through_op
+            or torch.compiler.is_compiling()
+            # A dispatch mode that is on only in the backward sees an op too.
+            or _needs_dispatcher(q, k, v, out, lse, grad_out, grad_lse, *tensors)
+        ):
+            dq, dk, dv, dbias, dtable = attention_backward_op(
+                q, k, v, out, lse, grad_out, grad_lse, *_op_inputs(arguments, ctx.backend), of_bias, of_table
+            )
+        else:
+            with _no_autocast(q):
+                dq, dk, dv, dbias, dtable = load_backend(ctx.backend).backward(
+                    q, k, v, out, lse, grad_out, grad_lse, arguments, of_bias, of_table
+                )
+        return dq, dk, dv, dbias if of_bias else None, dtable if of_table else None, None, None, None
+
+
+def _op_forward(q: Tensor, k: Tensor, v: Tensor, *op_inputs: Any) -> tuple[Tensor, Tensor]:
+    with _no_autocast(q):
+        return load_backend(op_inputs[-1]).forward(q, k, v, _arguments_of(op_inputs))
+
+
+def _op_autograd(q: Tensor, k: Tensor, v: Tensor, *op_inputs: Any) -> tuple[Tensor, Tensor]:
+    arguments = _arguments_of(op_inputs)
+    learned = arguments.bias, arguments.relative_table
+    return _Attention.apply(q, k, v, *learned, arguments, op_inputs[-1], True)
+
+
+def _op_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    *op_inputs: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v, bias and table, the last two empty unless they are wanted."""
+    *op_inputs, bias_gradient, table_gradient = op_inputs
+    arguments, backend = _arguments_of(tuple(op_inputs)), op_inputs[-1]
+    with _no_autocast(q):
+        dq, dk, dv, dbias, dtable = load_backend(backend).backward(
+            q, k, v, out, lse, grad_out, grad_lse, arguments, bias_gradient, table_gradient
         )
-        head = (None, None, dq, dk, dv, None, None, dbias if of_bias else None, None, None)
-        return *head, dtable if of_table else None, *[None] * 8
+    dbias, dtable = (q.new_empty(0) if x is None else x for x in (dbias, dtable))
+    return dq, dk, dv, dbias, dtable
 
 
-def _below_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
-        return attention_op(*inputs)
-
-
-def _differentiable(*inputs: Any) -> tuple[Tensor, Tensor]:
-    return _Attention.apply(_below_autograd, attention_backward_op, *inputs)
-
-
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    out = _room(q, (*q.shape[:3], v.shape[3]), rest[-1])
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *op_inputs: Any) -> tuple[Tensor, Tensor]:
+    out = _fake_result(q, (*q.shape[:3], v.shape[3]), op_inputs[-1])
     return out, q.new_empty(q.shape[:3], dtype=accumulator_dtype(q.dtype))
 
 
-def _room(like: Tensor, shape: tuple[int, ...], backend: str) -> Tensor:
-    """Make room for a result as a backend lays it out."""
+def _fake_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    *op_inputs: Any,
+) -> tuple[Tensor, ...]:
+    *op_inputs, bias_gradient, table_gradient = op_inputs
+    backend = op_inputs[-1]
+    # No layout is looked up: while a graph is traced its number may be a symbol.
+    bias, table = op_inputs[2], op_inputs[5]
+    dbias = bias.new_empty(bias.shape) if bias is not None and bias_gradient else q.new_empty(0)
+    dtable = table.new_empty(table.shape) if table is not None and table_gradient else q.new_empty(0)
+    dq = _fake_result(q, tuple(q.shape), backend)
+    if q.shape[1] != k.shape[1]:  # the parts of query heads that share a key head are added up
+        return dq, k.new_empty(k.shape), v.new_empty(v.shape), dbias, dtable
+    dk, dv = (_fake_result(x, tuple(x.shape), backend) for x in (k, v))
+    return dq, dk, dv, dbias, dtable
+
+
+def _fake_result(like: Tensor, shape: tuple[int, ...], backend: str) -> Tensor:
+    """Allocate a result with the memory layout that a backend gives it."""
     return empty_as(like, shape, like.dtype) if backend == "triton" else like.new_empty(shape)
 
 
-def _fake_backward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    # rest: out, lse, two gradients, two masks, bias; documents, seed, table ...; which gradients are wanted.
-    of_others = [
-        x.new_empty(x.shape) if x is not None and wanted else q.new_empty(0)
-        for x, wanted in zip((rest[6], rest[9]), rest[-2:], strict=True)
-    ]
-    dq = _room(q, tuple(q.shape), rest[-3])
-    if q.shape[1] != k.shape[1]:  # what query heads that share a key head give is added up
-        return dq, k.new_empty(k.shape), v.new_empty(v.shape), *of_others
-    return dq, _room(k, tuple(k.shape), rest[-3]), _room(v, tuple(v.shape), rest[-3]), *of_others
-
-
-_library.impl("block_sparse_attention", _forward, "CompositeExplicitAutograd")
-_library.impl("block_sparse_attention", _differentiable, "Autograd")
-_library.impl("block_sparse_attention_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("block_sparse_attention", _op_forward, "CompositeExplicitAutograd")
+_library.impl("block_sparse_attention", _op_autograd, "Autograd")
+_library.impl("block_sparse_attention_backward", _op_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("longspan::block_sparse_attention", _fake_forward, lib=_library)
 torch.library.register_fake("longspan::block_sparse_attention_backward", _fake_backward, lib=_library)

@@ -66,7 +66,7 @@ def test_times_of_kernels_by_version_of_the_sources(tmp_path, warm_python):
         line("a", "new", **parts),
     ]
     path.write_text("".join([*lines, line("b", "new", **parts)]))
-    command = [warm_python, str(FOLDER / "kernels.py"), "--table", str(path)]
+    command = [warm_python, str(FOLDER / "contenders.py"), "--table", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2:] == [

@@ -28,7 +28,7 @@ def test_a_dry_run_appends_lines_and_goes_on(part, tmp_path, capsys):
     lines = {line["key"]: line for line in map(json.loads, out.read_text().splitlines())}
     assert len(out.read_text().splitlines()) == len(lines) == 4
     ours = lines["bert/eager/256/longspan:bigbird"]
-    assert (ours["variant"], ours["device"], ours["longspan"]) == ("reference", "cpu", longspan.__version__)
+    assert (ours["variant"], ours["device"], ours["longspan"]) == ("torch", "cpu", longspan.__version__)
     assert ours["tokens_per_second"] == pytest.approx(256e3 / ours["ms"])
     # FlexAttention has no backward on CPUs: what fails is recorded, in words, and is no reason to stop.
     assert all("backward on CPU" in text for text in lines["bert/eager/256/flex:bigbird"]["error"].values())

@@ -14,12 +14,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Kind, Size, Sizes
+from longspan_kernels.triton_backend import kernel_configs
+from longspan_kernels.triton_backend.kernel_configs import ConfigKey, KernelConfig, KernelConfigs
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "attention_speed"
-BASE, FAST, BROKEN, WRONG = (Size(64, 64, stages, 4) for stages in (3, 2, 1, 4))
-SIZES = Sizes(BASE, BASE, BASE, Size(32, 32, 1, 4))
+BASE, FAST, BROKEN, WRONG = (KernelConfig(64, 64, stages, 4) for stages in (3, 2, 1, 4))
+SIZES = KernelConfigs(BASE, BASE, BASE, KernelConfig(32, 32, 1, 4))
 WHO = {"device": "Some GPU", "architecture": [8, 0], "versions": {"torch": "1"}, "source": "abc"}
 
 
@@ -91,7 +91,7 @@ def test_nothing_held_out_is_tuned_on(tune, part):
 @pytest.mark.parametrize("block", [16, 64])
 @pytest.mark.parametrize("kernel", ["forward", "queries", "keys"])
 def test_grid(tune, kernel, block):
-    present = getattr(tuning.TABLE[9, 0][tuning.kind_of(64, block)], kernel)
+    present = getattr(kernel_configs.TABLE[9, 0][kernel_configs.config_key(64, block)], kernel)
     sizes = tune.grid(kernel, block, present)
     assert len(sizes) == len(set(sizes)) > 10
     assert present not in sizes
@@ -104,7 +104,7 @@ def test_grid(tune, kernel, block):
     assert {(size.stages, size.warps) for size in sizes} >= {(1, 4), (2, 4), (3, 4)}
     assert len({size.registers for size in sizes}) == 2
     if block < 64:
-        assert sizes.pop(0) == Size(block, block, 3, 1)
+        assert sizes.pop(0) == KernelConfig(block, block, 3, 1)
     changes = [
         sum(a != b for a, b in zip(dataclasses.astuple(size), dataclasses.astuple(present), strict=True))
         for size in sizes
@@ -138,7 +138,7 @@ def test_sizes_are_timed_in_turn_with_the_base(tune):
     log = []
     calls = {"bigbird": Call(log), "dense": Call(log, 10.0)}
     records = tune.time_group("forward", [FAST, BROKEN, WRONG], SIZES, calls, clock(log))
-    by_size = {Size(**one["size"]): one for one in records}
+    by_size = {KernelConfig(**one["size"]): one for one in records}
     assert list(by_size) == [BASE, FAST, BROKEN, WRONG]
     assert by_size[FAST]["ms"] == {"bigbird": 1.0, "dense": 10.0}
     assert by_size[FAST]["base_ms"] == by_size[BASE]["ms"] == {"bigbird": 2.0, "dense": 20.0}
@@ -187,7 +187,7 @@ def machine(tune, monkeypatch, tmp_path):
     """machine(minutes) sweeps two groups of forward sizes and gives how many calls that took."""
     from longspan_kernels.triton_backend.tuning import autotune
 
-    log, sizes = [], [FAST, BROKEN, *(Size(32, 32, stages, 8) for stages in (1, 2, 3))]
+    log, sizes = [], [FAST, BROKEN, *(KernelConfig(32, 32, stages, 8) for stages in (1, 2, 3))]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -215,7 +215,7 @@ def test_a_sweep_is_recorded_and_resumed(machine, tables, capsys):
     assert "no time left" in capsys.readouterr().out
     assert machine() > 0
     records = tables.load(machine.out)
-    assert [Size(**one["size"]) for one in records].count(BASE) == 2  # in each group
+    assert [KernelConfig(**one["size"]) for one in records].count(BASE) == 2  # in each group
     assert len(records) == 7
     assert machine() == 0
     machine.out.write_text("".join(machine.out.read_text().splitlines(keepends=True)[:4]))
@@ -241,7 +241,7 @@ def test_a_lost_device_ends_the_run_and_the_next_goes_past(machine, tune, tables
             machine()
     assert stopped.value.code == 3
     (line,) = tables.load(machine.out)
-    assert Size(**line["size"]) == BROKEN
+    assert KernelConfig(**line["size"]) == BROKEN
     assert "run again" in capsys.readouterr().out
     machine.log.clear()
     machine()
@@ -275,15 +275,15 @@ def test_ratios(tables):
         record(FAST, 0.75, kernel="keys"),
     ]
     found = tables.ratios(records)
-    assert found[Kind(64, 64), "forward"] == {FAST: pytest.approx((0.5 * 2.0) ** 0.5)}
-    assert found[Kind(64, 16), "forward"] == {FAST: pytest.approx(0.25)}
-    assert found[Kind(64, 64), "keys"] == {FAST: pytest.approx(0.75)}
+    assert found[ConfigKey(64, 64), "forward"] == {FAST: pytest.approx((0.5 * 2.0) ** 0.5)}
+    assert found[ConfigKey(64, 16), "forward"] == {FAST: pytest.approx(0.25)}
+    assert found[ConfigKey(64, 64), "keys"] == {FAST: pytest.approx(0.75)}
 
 
 def test_table_is_python_that_tuning_takes(tables):
-    bound = Size(32, 64, 2, 4, 168)
+    bound = KernelConfig(32, 64, 2, 4, 168)
     records = [
-        {**record(Size(16, 16, 1, 4), 0.01), "source": "old"},
+        {**record(KernelConfig(16, 16, 1, 4), 0.01), "source": "old"},
         record(BASE, 1.0),
         record(FAST, 0.5),
         record(BASE, 1.0, kernel="keys"),
@@ -291,8 +291,11 @@ def test_table_is_python_that_tuning_takes(tables):
     ]
     text = tables.table(records)
     python = text[text.index("(8, 0)") : text.index("}") + 1]
-    found = eval("{" + python + "}", {"Kind": Kind, "Size": Size, "Sizes": Sizes})
-    near = tuning.nearest_sizes((8, 0), Kind(64, 64))
-    assert found == {(8, 0): {Kind(64, 64): Sizes(FAST, near.queries, bound, near.bias)}}
+    found = eval(
+        "{" + python + "}",
+        {"ConfigKey": ConfigKey, "KernelConfig": KernelConfig, "KernelConfigs": KernelConfigs},
+    )
+    near = kernel_configs.nearest_configs((8, 0), ConfigKey(64, 64))
+    assert found == {(8, 0): {ConfigKey(64, 64): KernelConfigs(FAST, near.queries, bound, near.bias)}}
     assert "other GPUs, versions or sources: 1 lines" in text
-    assert "| forward | 64 | from 64 | `Size(64, 64, 2, 4)` | 0.500 | 2 |" in text
+    assert "| forward | 64 | from 64 | `KernelConfig(64, 64, 2, 4)` | 0.500 | 2 |" in text

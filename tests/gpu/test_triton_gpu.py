@@ -75,7 +75,7 @@ def test_float32_is_exact_by_default(pattern):
     out = block_sparse_attention(q, k, v, layout, backend="triton")
     mine = [out, *torch.autograd.grad(out, (q, k, v), weight_for(out))]
     leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    exact = block_sparse_attention(*leaves, layout, backend="reference")
+    exact = block_sparse_attention(*leaves, layout, backend="torch")
     theirs = [exact, *torch.autograd.grad(exact, leaves, weight_for(out).double())]
     # TF32 would be off by 1e-3.
     assert max(error_of(a, b) for a, b in zip(mine, theirs, strict=True)) < 2e-6
@@ -95,7 +95,7 @@ def _check_options(block, dim, options):
     mine = results_of(inputs, layout, "triton", **options)
     weights = weight_for(mine["out"], 1), weight_for(mine["lse"], 2)
     in_float32 = [x.detach().float().requires_grad_() for x in inputs]
-    theirs = results_of(in_float32, layout, "reference", weights, **options)
+    theirs = results_of(in_float32, layout, "torch", weights, **options)
     empty = theirs["lse"] == -torch.inf
     assert torch.equal(mine["lse"] == -torch.inf, empty)
     assert empty.any()
@@ -143,7 +143,7 @@ def test_head_dimensions(dim, dtype):
     inputs = inputs_of(1, 2, 1, 300, 300, dim, dtype)
     mine = results_of(inputs, layout, "triton")
     weights = weight_for(mine["out"], 1), weight_for(mine["lse"], 2)
-    theirs = results_of([x.detach().double().requires_grad_() for x in inputs], layout, "reference", weights)
+    theirs = results_of([x.detach().double().requires_grad_() for x in inputs], layout, "torch", weights)
     torch.testing.assert_close(mine.pop("lse").double(), theirs.pop("lse"), rtol=1e-4, atol=1e-4)
     errors = {name: error_of(mine[name], theirs[name]) for name in mine}
     assert all(error < (2e-6 if dtype == torch.float32 else 6e-3) for error in errors.values()), errors

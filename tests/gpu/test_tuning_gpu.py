@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Kind
+from longspan_kernels import BlockLayout, architecture, block_sparse_attention
+from longspan_kernels.triton_backend import kernel_configs
+from longspan_kernels.triton_backend.kernel_configs import ConfigKey
 from longspan_kernels.triton_backend.tuning import autotune
 
 pytestmark = [
@@ -21,13 +21,13 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def unknown(monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning, "architecture_of", lambda device: (1, 0))
+    monkeypatch.setattr(architecture, "architecture_of", lambda device: (1, 0))
     monkeypatch.setenv("LONGSPAN_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("LONGSPAN_AUTOTUNE", raising=False)
-    for known in (autotune._found, autotune._given_up, tuning._found):
+    for known in (autotune._tuned, autotune._failed):
         known.clear()
     yield
-    for known in (autotune._found, autotune._given_up, tuning._found):
+    for known in (autotune._tuned, autotune._failed):
         known.clear()
 
 
@@ -57,20 +57,18 @@ def test_the_first_call_tunes_and_later_ones_do_not(tmp_path, monkeypatch, block
     assert not any("wrong result" in why for one in timed.values() for why in one["failed"].values())
     monkeypatch.setattr(autotune, "measure", lambda *_: pytest.fail("timed again"))
     attend(block)
-    autotune._found.clear()
-    tuning._found.clear()
+    autotune._tuned.clear()
     attend(block)  # from the file
 
 
 def test_a_capture_is_not_disturbed(tmp_path):
     layout = BlockLayout.from_dense(torch.ones(1, 4, 4), 64)
     q = torch.randn(1, 1, 256, 64, device="cuda", dtype=torch.bfloat16)
-    sizes = tuning.nearest_sizes((1, 0), Kind(64, 64))
+    sizes = kernel_configs.nearest_configs((1, 0), ConfigKey(64, 64))
     with pytest.MonkeyPatch.context() as patch:
         # Compiled, and its schedule made, before the capture.
-        patch.setattr(autotune, "tuned_sizes", lambda *_: sizes)
+        patch.setattr(autotune, "tuned_configs", lambda *_: sizes)
         expected = block_sparse_attention(q, q, q, layout, backend="triton")
-    tuning._found.clear()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -21,9 +21,10 @@ from triton.runtime import driver, jit
 
 from longspan.sparsity import BigBirdSparsityConfig
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.triton_backend import backend as triton_backend
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend import launch
+from longspan_kernels.triton_backend import kernel_configs, launch
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
+from longspan_kernels.triton_backend.prepared import prepare_backward, prepare_forward
+from longspan_kernels.triton_backend.tuning.choice import choose_configs
 
 CASES = [(dim, block) for dim in (64, 128) for block in (16, 64)]
 
@@ -81,27 +82,28 @@ def main():
         return kernel
 
     jit.JITFunction.run = compile_only
-    triton_backend._INTERPRETED = True  # lets tensors of the CPU pass
     table = {"triton": triton.__version__}
     for capability in (90, 80):
         driver.set_active(Target(capability))
         launch.has_tma = lambda device, capability=capability: capability >= 90
         cases = [(dim, block, "", None) for dim, block in CASES]
-        for kind, scattered in tuning.SCATTERED[9, 0].items():
-            usual = tuning.TABLE[9, 0][kind]
+        for kind, scattered in kernel_configs.ONE_BLOCK_CONFIGS[9, 0].items():
+            usual = kernel_configs.TABLE[9, 0][kind]
             own = {
                 one: getattr(scattered, one) or getattr(usual, one) for one in ("forward", "queries", "keys")
             }
             cases.append((kind.dim, kind.block, "scattered ", dataclasses.replace(usual, **own)))
-        for dim, block, label, sizes in cases:
+        for dim, block, label, configs in cases:
             layout = BigBirdSparsityConfig(16, block, attention="unidirectional").layout(16384)
             q = torch.empty(1, 16, 16384, dim, dtype=torch.bfloat16)
             arguments = Arguments(layout, dim**-0.5, None, 0)
             compiled.clear()
-            triton_backend._forwards.clear()
-            triton_backend._backwards.clear()
-            out, lse = triton_backend.forward(q, q, q, arguments, sizes=sizes)
-            triton_backend.backward(q, q, q, out, lse, out, None, arguments, False, sizes=sizes)
+            choice = (
+                choose_configs(q.dtype, dim, block, q.device) if configs is None else ConfigChoice(configs)
+            )
+            out, lse = prepare_forward(q, q, q, arguments, choice)(q, q, q, arguments)
+            backward = prepare_backward(q, q, q, out, arguments, False, False, choice)
+            backward(q, q, q, out, lse, out, None, arguments)
             for name, kernel in compiled.items():
                 table[f"sm_{capability} D{dim} block {block} {label}{name}"] = resources(kernel)
     json.dump(table, sys.stdout, indent=1)

@@ -191,13 +191,13 @@ def kit():
 def tuner(monkeypatch, tmp_path):
     """The CPU passes for a GPU without a table; the module `made_up_gpu` has what is tuned there, and how."""
     pytest.importorskip("triton")
-    from longspan_kernels.triton_backend import kernel_configs as tuning
+    from longspan_kernels import architecture
 
     path = Path(__file__).with_name("made_up_gpu.py")
     specification = importlib.util.spec_from_file_location("made_up_gpu", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    monkeypatch.setattr(tuning, "architecture_of", lambda device: module.AMPERE)
+    monkeypatch.setattr(architecture, "architecture_of", lambda device: module.AMPERE)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setenv("LONGSPAN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("LONGSPAN_AUTOTUNE", raising=False)

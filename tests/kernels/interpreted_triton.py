@@ -1,7 +1,7 @@
 """The Triton backend under Triton's interpreter, which has to be chosen before Triton is imported.
 
 `test_triton_values` therefore runs this file in separate processes. Every result is compared with the
-reference backend in float64; memory that the kernels do not write holds NaN.
+torch backend in float64; memory that the kernels do not write holds NaN.
 """
 
 import os
@@ -80,7 +80,7 @@ def check(q, k, v, layout, tolerance=2e-5, **options):
     # The gradient of a half type is that of the rounded weights.
     weights = (weights[0].to(q.dtype), weights[1])
     in_float64 = {name: _in_float64(x) for name, x in options.items()}
-    theirs = _run(*map(_in_float64, (q, k, v)), layout, weights, backend="reference", **in_float64)
+    theirs = _run(*map(_in_float64, (q, k, v)), layout, weights, backend="torch", **in_float64)
     leaves = {"q": q, "k": k, "v": v, "bias": options.get("bias")}
     leaves = {name: x for name, x in leaves.items() if x is not None and x.requires_grad}
     for name, got, expected in zip(["out", "lse", *leaves], mine, theirs, strict=True):
@@ -203,7 +203,7 @@ def test_bias_of_half_type_and_without_gradient(kit):
     out = block_sparse_attention(*inputs, layout, bias=bias, backend="triton")
     gradient = torch.autograd.grad(out.sum(), bias)[0]
     exact = bias.detach().double().requires_grad_()
-    expected = block_sparse_attention(*(x.double() for x in inputs), layout, bias=exact, backend="reference")
+    expected = block_sparse_attention(*(x.double() for x in inputs), layout, bias=exact, backend="torch")
     assert gradient.dtype == torch.float16
     torch.testing.assert_close(
         gradient.double(), torch.autograd.grad(expected.sum(), exact)[0], rtol=1e-3, atol=1e-4
@@ -297,7 +297,7 @@ def test_a_gradient_of_other_strides(kit):
     inputs = tensors(kit, 1, HEADS, HEADS, 63, 63)
     for reduce in (torch.sum, lambda out: (out.permute(3, 0, 2, 1).contiguous() ** 2).sum()):
         out = block_sparse_attention(*inputs, layout, backend="triton")
-        expected = block_sparse_attention(*inputs, layout, backend="reference")
+        expected = block_sparse_attention(*inputs, layout, backend="torch")
         mine = torch.autograd.grad(reduce(out), inputs)
         theirs = torch.autograd.grad(reduce(expected), inputs)
         torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-5)
@@ -307,7 +307,7 @@ def test_gradient_of_the_log_sum_exp_alone(kit):
     layout = kit.random_layout(HEADS, 63, 63, 16, density=1.0)
     inputs = tensors(kit, 1, HEADS, HEADS, 63, 63)
     gradients = []
-    for backend in ("triton", "reference"):
+    for backend in ("triton", "torch"):
         lse = block_sparse_attention(*inputs, layout, return_lse=True, backend=backend)[1]
         gradients.append(torch.autograd.grad(lse.sin().sum(), inputs, materialize_grads=True))
     torch.testing.assert_close(*gradients, rtol=2e-5, atol=2e-5)
@@ -373,7 +373,7 @@ def test_rows_masked_by_large_finite_numbers(kit, value):
     torch.testing.assert_close(out[:, :, :5], v.mean(2, keepdim=True).expand(-1, -1, 5, -1))
     masked = torch.zeros(45, 45, dtype=torch.bool)
     masked[5:, 30:] = True
-    expected = block_sparse_attention(q, k, v, layout, attn_mask=~masked, backend="reference")
+    expected = block_sparse_attention(q, k, v, layout, attn_mask=~masked, backend="torch")
     torch.testing.assert_close(out[:, :, 5:], expected[:, :, 5:])
     assert all(torch.isfinite(x).all() for x in torch.autograd.grad(out.sum(), (q, k, v)))
 
@@ -387,15 +387,15 @@ def test_nothing_to_attend(kit, batch, q_len, k_len):
 @pytest.mark.parametrize(
     ("block", "dim", "dtype", "message"),
     [
-        (24, 16, torch.float32, r"24.*reference"),
-        (256, 16, torch.float32, r"256.*reference"),
-        (16, 16, torch.float64, r"reference.*float64"),
-        (16, 264, torch.float32, r"264.*reference"),
+        (24, 16, torch.float32, r"24.*torch"),
+        (256, 16, torch.float32, r"256.*torch"),
+        (16, 16, torch.float64, r"torch.*float64"),
+        (16, 264, torch.float32, r"264.*torch"),
     ],
 )
 def test_refused_with_the_backend_that_serves_it(kit, block, dim, dtype, message):
     layout = kit.random_layout(HEADS, 48, 48, block)
     inputs = tensors(kit, 1, HEADS, HEADS, 48, 48, dim, dtype=dtype)
-    block_sparse_attention(*inputs, layout, backend="reference")
+    block_sparse_attention(*inputs, layout, backend="torch")
     with pytest.raises(ValueError, match=message):
         block_sparse_attention(*inputs, layout, backend="triton")

@@ -6,12 +6,11 @@ import time
 import pytest
 import torch
 
-from longspan_kernels import BlockLayout
+from longspan_kernels import BlockLayout, architecture
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.torch_backend import attention as reference
-from longspan_kernels.triton_backend import call
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Kind
+from longspan_kernels.torch_backend import attention
+from longspan_kernels.triton_backend import kernel_configs, launch
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice, ConfigKey
 from longspan_kernels.triton_backend.tuning import autotune
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
@@ -24,9 +23,11 @@ def seconds(call):
     return time.perf_counter() - start
 
 
-@pytest.mark.parametrize("kind", [Kind(64, 64), Kind(64, 16), Kind(128, 16), Kind(256, 64)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [ConfigKey(64, 64), ConfigKey(64, 16), ConfigKey(128, 16), ConfigKey(256, 64)], ids=str
+)
 def test_every_candidate_gives_the_results_of_the_reference(monkeypatch, tmp_path, kind):
-    monkeypatch.setattr(tuning, "architecture_of", lambda device: "gfx000")
+    monkeypatch.setattr(architecture, "architecture_of", lambda device: "gfx000")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "interpreter")
     monkeypatch.setenv("LONGSPAN_CACHE_DIR", str(tmp_path))
     launched, failed = [], []
@@ -51,9 +52,9 @@ def test_every_candidate_gives_the_results_of_the_reference(monkeypatch, tmp_pat
                                made.out[:1], made.lse[:1])  # fmt: skip
         return one
 
-    sizes = autotune.tuned_sizes(kind, torch.float16, CPU, timer=seconds, make_problem=problem)
+    sizes = autotune.tuned_configs(kind, torch.float16, CPU, timer=seconds, make_problem=problem)
     assert not failed
-    base = tuning.nearest_sizes("gfx000", kind)
+    base = kernel_configs.nearest_configs("gfx000", kind)
     for kernel in autotune.KERNELS:
         tried = autotune.candidates(kernel, kind, getattr(base, kernel))
         assert getattr(sizes, kernel) in tried
@@ -61,58 +62,61 @@ def test_every_candidate_gives_the_results_of_the_reference(monkeypatch, tmp_pat
 
 
 def test_a_backend_call_uses_what_was_tuned(monkeypatch):
-    """Sizes that are given are those of the launch, and nothing asks for others."""
-    problem = autotune.typical_problem(Kind(64, 16), torch.float16, CPU, tokens=64, heads=1)
+    """Configurations that are given are those of the launch."""
+    problem = autotune.typical_problem(ConfigKey(64, 16), torch.float16, CPU, tokens=64, heads=1)
     seen = []
-    schedule = call.schedule_for
+    schedule = launch.schedule_for
 
     def spy(*arguments, **options):
         seen.append((options["q_tile"], options["k_tile"], options["by_keys"]))
         return schedule(*arguments, **options)
 
-    monkeypatch.setattr(call, "schedule_for", spy)
-    monkeypatch.setattr(call, "sizes_for", None)
-    problem.run("forward", tuning.Size(16, 32, 1, 4))
-    problem.run("keys", tuning.Size(16, 64, 1, 4))
+    monkeypatch.setattr(launch, "schedule_for", spy)
+    problem.run("forward", kernel_configs.KernelConfig(16, 32, 1, 4))
+    problem.run("keys", kernel_configs.KernelConfig(16, 64, 1, 4))
     assert seen == [(16, 32, False), (32, 32, False), (16, 64, True)]
 
 
-@pytest.mark.parametrize("kind", tuning.SCATTERED[9, 0], ids=str)
+@pytest.mark.parametrize("kind", kernel_configs.ONE_BLOCK_CONFIGS[9, 0], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
-def test_sizes_for_scattered_rows_give_the_results_of_the_reference(kind, causal):
+def test_sizes_for_one_block_rows_give_the_results_of_the_reference(kind, causal):
     """Tiles and steps of one block, on a length that it does not divide."""
     tokens = 5 * kind.block - 3
     layout = autotune.typical_layout(kind.block, 2, tokens)
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(1, 2, tokens, 64, generator=generator).half() for _ in range(4))
     arguments = Arguments(layout, 0.125, right=0 if causal else None)
-    out, lse = reference.forward(q, k, v, arguments)
+    out, lse = attention.forward(q, k, v, arguments)
     problem = autotune.Problem(q, k, v, grad, arguments, out, lse)
     expected = problem.expected()
-    scattered = tuning.SCATTERED[9, 0][kind]
+    one_block = kernel_configs.ONE_BLOCK_CONFIGS[9, 0][kind]
     for kernel in autotune.KERNELS:
-        size = getattr(scattered, kernel)
+        size = getattr(one_block, kernel)
         if size is not None:
             assert autotune.largest_error(problem.run(kernel, size), expected[kernel]) < 5e-3
 
 
-def test_only_plain_calls_on_scattered_rows_take_their_sizes(monkeypatch):
-    kind = Kind(64, 16)
-    monkeypatch.setattr(call, "scattered_sizes_for", lambda *_: tuning.SCATTERED[9, 0][kind])
-    scattered, full = tuning.SCATTERED[9, 0][kind].forward, tuning.TABLE[9, 0][kind].forward
+def test_only_plain_calls_on_one_block_rows_take_their_sizes():
+    kind = ConfigKey(64, 16)
+    choice = ConfigChoice(kernel_configs.TABLE[9, 0][kind], kernel_configs.ONE_BLOCK_CONFIGS[9, 0][kind])
+    one_block, full = (
+        kernel_configs.ONE_BLOCK_CONFIGS[9, 0][kind].forward,
+        kernel_configs.TABLE[9, 0][kind].forward,
+    )
     q = torch.randn(1, 1, 320, 64).half()
 
     def chosen(layout, **options):
         arguments = Arguments(layout, 0.125, **options)
-        return call.Call.of(q, q, q, layout).schedule(arguments, "forward", None, by_keys=False)[0]
+        return launch.KernelPlan(launch.CallShape.of(q, q, q, arguments), arguments, "forward", choice).config
 
     # A block in each row, no two of a tile in one column; and every block.
     diagonal, dense = (BlockLayout.from_dense(x[None], 16) for x in (torch.eye(20), torch.ones(20, 20)))
-    assert chosen(diagonal) == scattered
+    assert chosen(diagonal) == one_block
     assert chosen(dense) == full
     padding = torch.ones(1, 320, dtype=torch.bool)
     assert chosen(diagonal, key_padding_mask=padding) == full
     assert chosen(diagonal, dropout_p=0.5, dropout_seed=torch.tensor(1)) == full
-    chosen_by_hand = tuning.TABLE[9, 0][kind]
-    of_call = call.Call.of(q, q, q, diagonal)
-    assert of_call.schedule(Arguments(diagonal, 0.125), "forward", chosen_by_hand, by_keys=False)[0] == full
+    chosen_by_hand = ConfigChoice(kernel_configs.TABLE[9, 0][kind])
+    arguments = Arguments(diagonal, 0.125)
+    shape = launch.CallShape.of(q, q, q, arguments)
+    assert launch.KernelPlan(shape, arguments, "forward", chosen_by_hand).config == full

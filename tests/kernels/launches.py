@@ -4,17 +4,18 @@ Triton compiles here, so `test_launch` runs this file in a process that does not
 what is compared is not what they compute, but which of them is launched, and with what.
 """
 
+import dataclasses
 import gc
 import weakref
 
 import pytest
 import torch
 from made_up_driver import made_up_gpu
+from triton.runtime.jit import JITFunction
 
 from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
-from longspan_kernels.triton_backend import call as kinds
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend import launch, prepared
+from longspan_kernels.triton_backend import backend, launch, prepared
+from longspan_kernels.triton_backend.tuning.choice import choose_configs
 
 HEADS, LENGTH = 2, 128
 
@@ -66,7 +67,7 @@ def test_a_second_call_launches_what_the_first_did(gpu, monkeypatch):
         "attention_bwd_dkdv_kernel",
     ]
     assert any(hasattr(x, "block_shape") for x in first[0][2])  # keys come through the bulk copy engine
-    monkeypatch.setattr(launch.Launch, "_look_up", lambda *_: pytest.fail("Triton was asked again"))
+    monkeypatch.setattr(launch.Launch, "_run_first", lambda *_: pytest.fail("Triton was asked again"))
     call(layout)
     assert [(name, grid, described(rest)) for name, grid, rest in gpu.launches] == [
         (name, grid, described(rest)) for name, grid, rest in first
@@ -111,17 +112,25 @@ KINDS = {
 @pytest.mark.parametrize("block", [16, 64])
 def test_every_kind_gets_the_kernel_that_triton_would_choose(gpu, monkeypatch, block):
     """All kinds through one process, each twice: what is remembered for one must not serve another."""
-    remembered = launch.Launch.__call__
 
-    def compared(self, *arguments):
-        before = len(gpu.launches)
-        remembered(self, *arguments)
-        chosen = self._kernel[self._grid](*arguments, **self._options)
-        assert self._compiled is chosen
-        kept, fresh = gpu.launches[before:]
-        assert (kept[0], kept[1], described(kept[2])) == (fresh[0], fresh[1], described(fresh[2]))
+    class ComparedLaunch(launch.Launch):
+        @property
+        def run(self):
+            return self.run_and_compare
 
-    monkeypatch.setattr(launch.Launch, "__call__", compared)
+        @run.setter
+        def run(self, function):
+            self.remembered = function
+
+        def run_and_compare(self, *arguments):
+            before = len(gpu.launches)
+            self.remembered(*arguments)
+            chosen = self.kernel[self.grid](*arguments, **self.options)
+            assert self.compiled is chosen
+            kept, fresh = gpu.launches[before:]
+            assert (kept[0], kept[1], described(kept[2])) == (fresh[0], fresh[1], described(fresh[2]))
+
+    monkeypatch.setattr(prepared, "Launch", ComparedLaunch)
     layout = layout_of_all(block)
     for _ in range(2):
         for options in ({}, *KINDS.values()):
@@ -146,19 +155,23 @@ def test_nothing_of_a_call_stays(gpu):
     assert [x() for x in seen] == [None] * 4
 
 
-def test_sizes_that_are_not_settled_are_asked_for_again(gpu, monkeypatch):
+def test_a_choice_that_is_not_final_is_asked_for_again(gpu, monkeypatch):
     """A GPU without a table, and a call during which nothing may be timed: the next one asks again."""
     layout = layout_of_all()
-    asked = []
-    monkeypatch.setattr(prepared, "settled", lambda *_: False)
-    monkeypatch.setattr(kinds, "sizes_for", lambda *kind: asked.append(kind) or tuning.sizes_for(*kind))
+    asked, is_final = [], False
+
+    def choose(*arguments):
+        asked.append(arguments)
+        return dataclasses.replace(choose_configs(*arguments), is_final=is_final)
+
+    monkeypatch.setattr(backend, "choose_configs", choose)
     call(layout)
     call(layout)
-    assert len(asked) == 6  # of each kernel
-    monkeypatch.setattr(prepared, "settled", lambda *_: True)
+    assert len(asked) == 4  # forward and backward
+    is_final = True
     call(layout)
     call(layout)
-    assert len(asked) == 9
+    assert len(asked) == 6
 
 
 def test_no_keys_at_all(gpu):
@@ -170,12 +183,12 @@ def test_no_keys_at_all(gpu):
 
 
 def test_a_call_that_failed_to_compile_fails_again(gpu, monkeypatch):
-    def broken(self, *arguments):
+    def broken(self, *arguments, **options):
         raise RuntimeError("out of registers")
 
     layout = layout_of_all()
     with monkeypatch.context() as patch:
-        patch.setattr(launch.Launch, "_look_up", broken)
+        patch.setattr(JITFunction, "run", broken)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="out of registers"):
                 call(layout)

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Kind, Size
+from longspan_kernels.triton_backend.kernel_configs import ConfigKey, KernelConfig
 from longspan_kernels.triton_backend.tuning import autotune
 
 CPU = torch.device("cpu")
 AMPERE = (8, 0)
-WHOLE = Kind(64, 64)
-FAST = Size(64, 32, 2, 4)  # of every list of head dimension 64 but that of the keys, where it lies turned
-FAST_KEYS = Size(32, 64, 2, 4)
+WHOLE = ConfigKey(64, 64)
+FAST = KernelConfig(
+    64, 32, 2, 4
+)  # of every list of head dimension 64 but that of the keys, where it lies turned
+FAST_KEYS = KernelConfig(32, 64, 2, 4)
 
 
 class Problem:
@@ -45,17 +46,16 @@ class Problem:
 
 def forget():
     """What a new process knows: nothing."""
-    autotune._found.clear()
-    autotune._given_up.clear()
+    autotune._tuned.clear()
+    autotune._failed.clear()
     autotune._announced = False
-    tuning._found.clear()
 
 
-tuned_sizes = autotune.tuned_sizes  # tests put others in its place
+tuned_configs = autotune.tuned_configs  # tests put others in its place
 
 
 def tuned(problem, kind=WHOLE):
-    return tuned_sizes(
+    return tuned_configs(
         kind, torch.bfloat16, CPU, timer=lambda call: problem.timer(call), make_problem=problem
     )
 

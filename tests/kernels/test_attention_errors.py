@@ -58,7 +58,7 @@ from longspan_kernels import available_backends, block_sparse_attention, resolve
             {"dropout_p": 0.1, "dropout_seed": torch.zeros(1).long()},
             "dropout_seed must be an int64",
         ),
-        ({"backend": "cuda"}, "backend must be one of 'auto', 'reference'.*got 'cuda'"),
+        ({"backend": "cuda"}, "backend must be one of 'auto', 'torch'.*got 'cuda'"),
     ],
 )
 def test_refused(kit, change, message):
@@ -76,9 +76,10 @@ def test_documents_need_a_number_for_each_query(kit):
 
 
 def test_backends_by_name():
-    assert "reference" in available_backends()
-    assert resolve_backend("auto", torch.device("cpu")) == "reference"
-    assert resolve_backend("reference", torch.device("cpu")) == "reference"
+    assert available_backends() == ("torch", "triton")
+    assert resolve_backend("auto", torch.device("cpu")) == "torch"
+    assert resolve_backend("torch", torch.device("cpu")) == "torch"
+    assert resolve_backend("reference", torch.device("cpu")) == "torch"  # the name of earlier versions
 
 
 @pytest.mark.parametrize(
@@ -88,11 +89,11 @@ def test_backends_by_name():
             8,
             torch.float32,
             16,
-            "serves blocks of 16, 32, 64, 128 tokens, got 8; backend='reference' serves any",
+            "serves blocks of 16, 32, 64, 128 tokens, got 8; backend='torch' serves any",
         ),
-        (16, torch.float64, 16, "serves float32, bfloat16 and float16; backend='reference' serves float64"),
-        (16, torch.float32, 300, "serves head dimensions up to 256, got 300 and 300; backend='reference'"),
-        (16, torch.float32, 16, "needs a GPU, got tensors on cpu; backend='reference' serves any device"),
+        (16, torch.float64, 16, "serves float32, bfloat16 and float16; backend='torch' serves float64"),
+        (16, torch.float32, 300, "serves head dimensions up to 256, got 300 and 300; backend='torch'"),
+        (16, torch.float32, 16, "needs a GPU, got tensors on cpu; backend='torch' serves any device"),
     ],
 )
 def test_what_triton_does_not_serve(kit, block, dtype, dim, message):

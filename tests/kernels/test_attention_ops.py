@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longspan_kernels import BlockLayout, block_sparse_attention
 from longspan_kernels.arguments import Arguments
-from longspan_kernels.layout import handles as registry
+from longspan_kernels.layout import csr, handles
 from longspan_kernels.ops import attention_backward_op, attention_op
-from longspan_kernels.torch_backend import attention as reference
+from longspan_kernels.torch_backend import attention
 
 
 def _everything(kit, q_len=10, k_len=13):
@@ -74,9 +74,9 @@ def test_a_backward_that_others_watch(kit):
 @pytest.mark.parametrize("with_options", [False, True])
 def test_opcheck(kit, with_options):
     layout, (q, k, v), options = _everything(kit)
-    handle = registry.handle_of(layout)
+    handle = handles.handle_of(layout)
     masks = [None] * 8
-    numbers = [handle.number, 0.5, None, None, 0.0, "reference"]
+    numbers = [handle.number, 0.5, None, None, 0.0, "torch"]
     if with_options:
         masks = [
             options["key_padding_mask"],
@@ -88,7 +88,7 @@ def test_opcheck(kit, with_options):
             torch.randint(8, (9,), dtype=torch.int32),
             torch.rand(2),
         ]
-        numbers = [handle.number, 0.5, 8, 0, 0.3, "reference"]
+        numbers = [handle.number, 0.5, 8, 0, 0.3, "torch"]
     torch.library.opcheck(attention_op, (q, k, v, *masks, *numbers))
     out, lse = attention_op(q, k, v, *masks, *numbers)
     tensors = [x.detach() for x in (q, k, v, out, lse, torch.randn_like(out))]
@@ -142,7 +142,7 @@ def test_layouts_of_one_shape_compiled_give_each_its_own_result(kit, as_handle):
     inputs = kit.tensors(1, 2, 2, 32, 32)
     results = []
     for layout in (*layouts, *layouts):
-        argument = registry.handle_of(layout) if as_handle else layout
+        argument = handles.handle_of(layout) if as_handle else layout
         results.append(compiled(*inputs, argument))
         expected = block_sparse_attention(*inputs, layout)
         torch.testing.assert_close(results[-1], expected)
@@ -240,29 +240,40 @@ def test_autocast_casts_as_torch_does(kit, dtype):
 def test_equal_layouts_share_a_handle(kit):
     one, same, other = (kit.random_layout(1, 16, 16, 4, seed=seed) for seed in (5, 5, 6))
     assert one is not same
-    assert registry.handle_of(one) == registry.handle_of(same)
-    assert registry.handle_of(one).number != registry.handle_of(other).number
-    number = registry.handle_of(one).number
+    assert handles.handle_of(one) == handles.handle_of(same)
+    assert handles.handle_of(one).number != handles.handle_of(other).number
+    number = handles.handle_of(one).number
     del one
     gc.collect()
-    assert registry.layout_of(number) == same
+    assert handles.layout_of(number) == same
 
 
 def test_the_registry_keeps_no_layout_alive(kit):
     layout = BlockLayout.from_dense(torch.eye(7)[None], 3)
-    handle = registry.handle_of(layout)
-    assert registry.layout_of(handle.number) is layout
+    handle = handles.handle_of(layout)
+    assert handles.layout_of(handle.number) is layout
     digest = layout.digest
-    assert registry.find(digest) is layout
+    assert handles.by_digest(digest) is layout
     del layout
     gc.collect()
     with pytest.raises(RuntimeError, match=f"handle {handle.number} names no living BlockLayout"):
-        registry.layout_of(handle.number)
+        handles.layout_of(handle.number)
     q, k, v = kit.tensors(1, 1, 1, 21, 21)
     with pytest.raises(RuntimeError, match=f"no BlockLayout of digest {digest} lives"):
-        registry.find(digest)
+        handles.by_digest(digest)
     with pytest.raises(RuntimeError, match="no living BlockLayout"):
         block_sparse_attention(q, k, v, handle)
+
+
+def test_two_layouts_of_one_number_are_refused(monkeypatch):
+    monkeypatch.setattr(csr, "number_of", lambda digest: 5)
+    layout = BlockLayout.from_dense(torch.eye(6)[None], 3)
+    assert BlockLayout.from_dense(torch.eye(6)[None], 3).handle.number == 5  # an equal one is no other
+    with pytest.raises(RuntimeError, match=f"two different layouts have the number 5.*{layout.digest}"):
+        BlockLayout.from_dense(torch.eye(5)[None], 3)
+    del layout
+    gc.collect()
+    assert BlockLayout.from_dense(torch.eye(5)[None], 3).handle.number == 5
 
 
 def test_a_backward_keeps_its_layout_alive(kit):
@@ -293,8 +304,8 @@ def test_memory_is_in_proportion_to_the_kept_blocks(kit):
         dropout_seed=torch.tensor(1),
     )
     with _Largest() as seen:
-        out, lse = reference.forward(q, k, v, arguments)
-        grads = reference.backward(q, k, v, out, lse, torch.randn_like(out), None, arguments, True)
+        out, lse = attention.forward(q, k, v, arguments)
+        grads = attention.backward(q, k, v, out, lse, torch.randn_like(out), None, arguments, True)
     assert grads[0].abs().sum() > 0
     assert 2**20 < seen.largest <= 2**24
 

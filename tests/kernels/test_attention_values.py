@@ -7,8 +7,7 @@ import torch
 
 from longspan import sparsity
 from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.torch_backend import attention as reference
-from longspan_kernels.torch_backend import row_groups
+from longspan_kernels.torch_backend import attention, row_groups
 
 HEADS, BLOCK = 2, 8
 PATTERNS = {
@@ -120,10 +119,10 @@ def test_long_rows_in_segments_and_small_chunks(kit, monkeypatch):
     """Segments of a row are merged, and no sum depends on how work is cut."""
     monkeypatch.setattr(row_groups, "_SEGMENT_KEYS", 24)
     monkeypatch.setattr(row_groups, "_WASTE", 0)
-    monkeypatch.setattr(reference, "_groups", type(reference._groups)())
+    monkeypatch.setattr(attention, "_groups", type(attention._groups)())
     bias = torch.randn(2, 4, 100, 100, dtype=torch.float64).requires_grad_()
     for budget in (1, 700, 5000):
-        monkeypatch.setattr(reference, "_BUDGET", budget)
+        monkeypatch.setattr(attention, "_BUDGET", budget)
         for causal in (False, True):
             layout = kit.random_layout(4, 100, 100, 8, causal=causal, density=0.7)
             kit.check(*kit.tensors(2, 4, 2, 100, 100), layout, bias=bias)

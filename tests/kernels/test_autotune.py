@@ -11,10 +11,11 @@ pytest.importorskip("triton")
 
 from torch._subclasses import FakeTensorMode
 
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Kind, Size
-from longspan_kernels.triton_backend.tuning import autotune
-from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
+from longspan_kernels import architecture
+from longspan_kernels.triton_backend import kernel_configs
+from longspan_kernels.triton_backend.kernel_configs import ConfigKey, KernelConfig
+from longspan_kernels.triton_backend.tuning import autotune, config_cache
+from longspan_kernels.triton_backend.tuning.choice import choose_configs
 
 
 def test_tunes_once_and_remembers(tuner, caplog):
@@ -22,9 +23,11 @@ def test_tunes_once_and_remembers(tuner, caplog):
     with caplog.at_level(logging.INFO):
         sizes = tuner.tuned(problem)
     assert (sizes.forward, sizes.queries, sizes.keys) == (tuner.FAST, tuner.FAST, tuner.FAST_KEYS)
-    assert sizes.bias == tuning.nearest_sizes(tuner.AMPERE, tuner.WHOLE).bias
+    assert sizes.bias == kernel_configs.nearest_configs(tuner.AMPERE, tuner.WHOLE).bias
     tried = sum(
-        len(autotune.candidates(kernel, tuner.WHOLE, getattr(tuning.TABLE[9, 0][tuner.WHOLE], kernel)))
+        len(
+            autotune.candidates(kernel, tuner.WHOLE, getattr(kernel_configs.TABLE[9, 0][tuner.WHOLE], kernel))
+        )
         for kernel in autotune.KERNELS
     )
     assert problem.timed == autotune.ROUNDS * tried
@@ -33,7 +36,7 @@ def test_tunes_once_and_remembers(tuner, caplog):
     assert tuner.tuned(problem) is sizes
     assert len(problem.runs) == runs
 
-    (file,) = tuning_cache.cache_directory().iterdir()
+    (file,) = config_cache.cache_directory().iterdir()
     stored = json.loads(file.read_text())
     assert stored["key"]["gpu"] == "Some GPU"
     assert stored["key"]["architecture"] == [8, 0]
@@ -45,7 +48,7 @@ def test_tunes_once_and_remembers(tuner, caplog):
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert str(file) in warnings[0].getMessage()
-    tuner.tuned(problem, Kind(128, 64))
+    tuner.tuned(problem, ConfigKey(128, 64))
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
@@ -55,25 +58,42 @@ def test_another_process_reads_the_file(tuner):
     assert tuner.tuned(tuner.no_launch) == sizes
 
 
-def test_sizes_for_goes_the_same_way(tuner, monkeypatch):
+def test_calls_go_the_same_way(tuner, monkeypatch):
     problem = tuner.Problem()
-    monkeypatch.setattr(autotune, "tuned_sizes", lambda kind, dtype, device: tuner.tuned(problem, kind))
-    assert tuning.sizes_for(torch.bfloat16, 64, 64, tuner.CPU).forward == tuner.FAST
-    monkeypatch.setattr(autotune, "tuned_sizes", tuner.no_launch)
-    assert tuning.sizes_for(torch.float16, 48, 128, tuner.CPU).forward == tuner.FAST  # the same kind
+    monkeypatch.setattr(autotune, "tuned_configs", lambda key, dtype, device: tuner.tuned(problem, key))
+    first = choose_configs(torch.bfloat16, 64, 64, tuner.CPU)
+    assert first.configs.forward == tuner.FAST
+    assert first.is_final
+    timed = problem.timed
+    assert choose_configs(torch.float16, 48, 128, tuner.CPU) == first  # the same key
+    assert problem.timed == timed
+
+
+def test_a_choice_is_final_unless_timing_has_to_wait(tuner, monkeypatch):
+    monkeypatch.setattr(autotune, "tuned_configs", lambda *_: None)
+    assert choose_configs(torch.bfloat16, 64, 64, tuner.CPU).is_final  # nothing that is tried works
+    with monkeypatch.context() as patch:
+        compiling(patch)
+        assert not choose_configs(torch.bfloat16, 64, 64, tuner.CPU).is_final
+        assert choose_configs(torch.float32, 64, 64, tuner.CPU).is_final
+        patch.setattr(architecture, "architecture_of", lambda device: (9, 0))
+        assert choose_configs(torch.bfloat16, 64, 64, tuner.CPU).is_final
 
 
 def test_kinds_are_tuned_one_by_one(tuner):
-    kinds = [tuner.WHOLE, Kind(64, 16), Kind(128, 64)]
+    kinds = [tuner.WHOLE, ConfigKey(64, 16), ConfigKey(128, 64)]
     problems = [tuner.Problem() for _ in kinds]
     for kind, problem in zip(kinds, problems, strict=True):
         tuner.tuned(problem, kind)
     assert [problem.made for problem in problems] == [1, 1, 1]
-    assert len(list(tuning_cache.cache_directory().iterdir())) == 3
+    assert len(list(config_cache.cache_directory().iterdir())) == 3
 
 
 def test_median_of_interleaved_rounds():
-    order, times = [], {Size(16, 16, 1, 4): [9.0, 1.0, 1.1], Size(32, 32, 1, 4): [2.0, 2.0, 2.0]}
+    order, times = (
+        [],
+        {KernelConfig(16, 16, 1, 4): [9.0, 1.0, 1.1], KernelConfig(32, 32, 1, 4): [2.0, 2.0, 2.0]},
+    )
     left = {size: list(each) for size, each in times.items()}
 
     def timer(call):
@@ -85,7 +105,7 @@ def test_median_of_interleaved_rounds():
         return (torch.ones(1),)
 
     medians, failed = autotune.measure(list(times), run, (torch.ones(1),), timer, rounds=3)
-    assert medians == {Size(16, 16, 1, 4): 1.1, Size(32, 32, 1, 4): 2.0}
+    assert medians == {KernelConfig(16, 16, 1, 4): 1.1, KernelConfig(32, 32, 1, 4): 2.0}
     assert not failed
     a, b = times
     assert order == [a, b, a, b, b, a, a, b]  # checked first, then every other round backwards
@@ -96,7 +116,7 @@ def test_a_candidate_that_does_not_compile_is_left_out(tuner):
     sizes = tuner.tuned(problem)
     assert tuner.FAST not in (sizes.forward, sizes.queries)
     assert sizes.keys == tuner.FAST_KEYS
-    (file,) = tuning_cache.cache_directory().iterdir()
+    (file,) = config_cache.cache_directory().iterdir()
     assert "shared memory" in json.loads(file.read_text())["timed"]["forward"]["failed"][str(tuner.FAST)]
 
 
@@ -114,11 +134,11 @@ def test_where_no_candidate_works_the_nearest_table_serves_and_nothing_is_rememb
     problem = tuner.Problem(none=True)
     assert tuner.tuned(problem) is None
     assert "no size tried works for forward" in caplog.text
-    assert not tuning_cache.cache_directory().exists()
+    assert not config_cache.cache_directory().exists()
     runs = len(problem.runs)
     assert tuner.tuned(problem) is None
     assert len(problem.runs) == runs  # not at every call
-    assert tuning.sizes_for(torch.bfloat16, 64, 64, tuner.CPU) == tuning.nearest_sizes(
+    assert choose_configs(torch.bfloat16, 64, 64, tuner.CPU).configs == kernel_configs.nearest_configs(
         tuner.AMPERE, tuner.WHOLE
     )
 
@@ -135,7 +155,7 @@ def test_full_memory_says_nothing_of_a_size(tuner, caplog):
     problem.run = run
     assert tuner.tuned(problem) is None
     assert "tuning failed" in caplog.text
-    assert not tuning_cache.cache_directory().exists()
+    assert not config_cache.cache_directory().exists()
 
 
 def test_switched_off(tuner, monkeypatch):
@@ -143,11 +163,11 @@ def test_switched_off(tuner, monkeypatch):
     tuner.forget()
     monkeypatch.setenv("LONGSPAN_AUTOTUNE", "0")
     assert tuner.tuned(tuner.no_launch) is None
-    assert tuning.sizes_for(torch.bfloat16, 64, 64, tuner.CPU) == tuning.nearest_sizes(
+    assert choose_configs(torch.bfloat16, 64, 64, tuner.CPU).configs == kernel_configs.nearest_configs(
         tuner.AMPERE, tuner.WHOLE
     )
     monkeypatch.setenv("LONGSPAN_AUTOTUNE", "1")  # the nearest was not kept
-    assert tuning.sizes_for(torch.bfloat16, 64, 64, tuner.CPU).forward == tuner.FAST
+    assert choose_configs(torch.bfloat16, 64, 64, tuner.CPU).configs.forward == tuner.FAST
 
 
 def test_switch_has_two_values(tuner, monkeypatch):

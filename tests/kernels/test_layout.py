@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import math
 import pickle
 
@@ -188,6 +190,22 @@ def test_pickle_and_copy_keep_the_content(dense):
     assert pickle.loads(pickle.dumps(layout)) == layout
     assert copy.deepcopy(layout) == layout
     assert copy.copy(layout) == layout
+
+
+def test_pickles_of_earlier_versions_load():
+    """They name the class where it stood, and `from_csr` with its keyword ``lead``."""
+    layout = BlockLayout.from_dense(torch.eye(3)[None], 4, causal=True, lead=2)
+    arrays = (layout.row_offsets, layout.columns, layout.head_layouts)
+    shape = {"block": 4, "k_blocks": 3, "causal": True, "lead": 2}
+    for module in ("longspan_kernels.layout", "longspan_kernels.layout.block_layout"):
+        earlier = functools.partial(importlib.import_module(module).BlockLayout.from_csr, **shape)
+        assert pickle.loads(pickle.dumps(earlier))(*arrays) == layout
+
+
+def test_the_number_of_a_layout_is_that_of_its_digest():
+    layout = BlockLayout.from_dense(torch.eye(3)[None], 4, lead=2)
+    assert layout.handle.number == int(layout.digest, 16) >> (256 - 63)
+    assert (layout.handle.query_offset, layout.query_offset, layout.lead) == (2, 2, 2)
 
 
 def test_layouts_are_immutable():

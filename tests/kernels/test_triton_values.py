@@ -1,4 +1,4 @@
-"""The Triton backend equals the reference: `interpreted_*` in processes that interpret kernels."""
+"""The Triton backend equals the torch backend: `interpreted_*` in processes that interpret kernels."""
 
 import os
 import re

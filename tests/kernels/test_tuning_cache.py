@@ -10,20 +10,19 @@ import torch
 pytest.importorskip("triton")
 
 
-from longspan_kernels.triton_backend import kernel_configs as tuning
-from longspan_kernels.triton_backend.kernel_configs import Size, Sizes
-from longspan_kernels.triton_backend.tuning import autotune
-from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
+from longspan_kernels import architecture
+from longspan_kernels.triton_backend.kernel_configs import KernelConfig, KernelConfigs
+from longspan_kernels.triton_backend.tuning import autotune, config_cache
 
 
 def test_the_first_process_to_finish_decides(tuner):
-    theirs = Sizes(*[autotune.SAFE] * 4)
+    theirs = KernelConfigs(*[autotune.SAFE] * 4)
     problem = tuner.Problem()
     plain = problem.run
 
     def run(kernel, size):
         if not problem.timed:  # meanwhile another process has finished
-            tuning_cache.write(autotune.key_of(tuner.WHOLE, tuner.CPU), theirs, {})
+            config_cache.write(autotune.cache_key_of(tuner.WHOLE, tuner.CPU), theirs, {})
         return plain(kernel, size)
 
     problem.run = run
@@ -45,7 +44,7 @@ def test_the_first_process_to_finish_decides(tuner):
 )
 def test_a_damaged_file_counts_as_absent(tuner, damage, caplog):
     sizes = tuner.tuned(tuner.Problem())
-    (file,) = tuning_cache.cache_directory().iterdir()
+    (file,) = config_cache.cache_directory().iterdir()
     damaged = damage(file.read_text())
     assert damaged != file.read_text()
     file.write_text(damaged)
@@ -60,9 +59,9 @@ def test_a_damaged_file_counts_as_absent(tuner, damage, caplog):
 
 def test_bytes_that_are_no_text_count_as_absent(tuner, caplog):
     tuner.tuned(tuner.Problem())
-    (file,) = tuning_cache.cache_directory().iterdir()
+    (file,) = config_cache.cache_directory().iterdir()
     file.write_bytes(b"\xff\xfe\x00")
-    assert tuning_cache.read(autotune.key_of(tuner.WHOLE, tuner.CPU)) is None
+    assert config_cache.read(autotune.cache_key_of(tuner.WHOLE, tuner.CPU)) is None
     assert "count as absent" in caplog.text
 
 
@@ -91,23 +90,23 @@ def test_nothing_is_left_of_a_write_that_fails(tuner, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     assert tuner.tuned(tuner.Problem()).forward == tuner.FAST
-    assert list(tuning_cache.cache_directory().iterdir()) == []
+    assert list(config_cache.cache_directory().iterdir()) == []
 
 
 def test_readers_see_whole_files_alone(tuner, caplog):
-    key = autotune.key_of(tuner.WHOLE, tuner.CPU)
-    both = [Sizes(*[Size(64, 64, stages, 4)] * 4) for stages in (1, 2)]
-    tuning_cache.write(key, both[0], {})
+    key = autotune.cache_key_of(tuner.WHOLE, tuner.CPU)
+    both = [KernelConfigs(*[KernelConfig(64, 64, stages, 4)] * 4) for stages in (1, 2)]
+    config_cache.write(key, both[0], {})
     done = threading.Event()
 
     def write(sizes):
         while not done.is_set():
-            tuning_cache.write(key, sizes, {"long": "x" * 100_000})
+            config_cache.write(key, sizes, {"long": "x" * 100_000})
 
     writers = [threading.Thread(target=write, args=(sizes,)) for sizes in both]
     for writer in writers:
         writer.start()
-    seen = [tuning_cache.read(key) for _ in range(200)]
+    seen = [config_cache.read(key) for _ in range(200)]
     done.set()
     for writer in writers:
         writer.join()
@@ -120,9 +119,9 @@ def test_readers_see_whole_files_alone(tuner, caplog):
     [
         (torch, "__version__", "9.9"),
         (autotune.triton, "__version__", "9.9"),
-        (tuning_cache, "source_hash", lambda: "changed"),
+        (config_cache, "source_hash", lambda: "changed"),
         (torch.cuda, "get_device_name", lambda device: "Another GPU"),
-        (tuning, "architecture_of", lambda device: (8, 6)),
+        (architecture, "architecture_of", lambda device: (8, 6)),
     ],
     ids=["torch", "triton", "source", "gpu", "architecture"],
 )
@@ -133,12 +132,12 @@ def test_another_version_or_gpu_is_tuned_anew(tuner, monkeypatch, owner, name, v
     problem = tuner.Problem()
     tuner.tuned(problem)
     assert problem.made == 1
-    assert len(list(tuning_cache.cache_directory().iterdir())) == 2
+    assert len(list(config_cache.cache_directory().iterdir())) == 2
 
 
 def test_source_hash_is_of_every_source(monkeypatch, tmp_path):
     (tmp_path / "a.py").write_text("one")
-    monkeypatch.setattr(tuning_cache, "SOURCES", tmp_path)
+    monkeypatch.setattr(config_cache, "SOURCES", tmp_path)
     hashes = set()
     for name, text in (
         ("a.py", "one"),
@@ -149,21 +148,21 @@ def test_source_hash_is_of_every_source(monkeypatch, tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-        tuning_cache.source_hash.cache_clear()
-        hashes.add(tuning_cache.source_hash())
-    tuning_cache.source_hash.cache_clear()
+        config_cache.source_hash.cache_clear()
+        hashes.add(config_cache.source_hash())
+    config_cache.source_hash.cache_clear()
     assert len(hashes) == 4
 
 
 def test_cache_directory(tuner, monkeypatch, tmp_path):
-    assert tuning_cache.cache_directory() == tmp_path / "cache"
+    assert config_cache.cache_directory() == tmp_path / "cache"
     monkeypatch.delenv("LONGSPAN_CACHE_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     for chosen in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", chosen)
-        assert tuning_cache.cache_directory() == tmp_path / ".cache" / "longspan"
+        assert config_cache.cache_directory() == tmp_path / ".cache" / "longspan"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tuning_cache.cache_directory() == tmp_path / "xdg" / "longspan"
+    assert config_cache.cache_directory() == tmp_path / "xdg" / "longspan"
 
 
 def test_no_home_directory(tuner, monkeypatch, caplog):

@@ -218,7 +218,7 @@ def test_the_tokenizer_follows(kit, tmp_path):
 def test_sparse_in_the_same_call(kit, kind):
     model = kit.make(kind)
     dense = longspan.extend(kit.make(kind), 40, "zero")
-    longspan.extend(model, 40, "zero", sparsity=DenseSparsityConfig(kit.HEADS, 8), backend="reference")
+    longspan.extend(model, 40, "zero", sparsity=DenseSparsityConfig(kit.HEADS, 8), backend="torch")
     assert model.config._attn_implementation == "longspan"
     torch.testing.assert_close(kit.output(model, kit.tokens(40)), kit.output(dense, kit.tokens(40)))
 

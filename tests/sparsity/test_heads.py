@@ -78,7 +78,7 @@ def test_attention_is_that_of_each_head_by_its_dense_mask(pattern):
     length, dim = 61, 4
     torch.manual_seed(0)
     leaves = [torch.randn(2, 4, length, dim, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    out = SparseSelfAttention(pattern, backend="reference")(*leaves)
+    out = SparseSelfAttention(pattern, backend="torch")(*leaves)
     heads, head = [], 0
     for child in pattern.children:
         blocks = replace(child, num_heads=1).make_layout(length)[0].bool()

@@ -16,7 +16,7 @@ def test_the_backend_is_resolved_for_the_trainers_device(composed, monkeypatch):
 
 
 def test_a_backend_that_does_not_exist(composed):
-    with pytest.raises(ConfigError, match=r"backend must be one of 'auto', 'reference', .*got 'cuda'"):
+    with pytest.raises(ConfigError, match=r"backend must be one of 'auto', 'torch', .*got 'cuda'"):
         build(composed("attention_backend=cuda"))
 
 

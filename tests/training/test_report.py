@@ -101,7 +101,7 @@ def run_of(tiny, patterns=Banded()):
         budget=None,
         loggers=[],
         trainer=tiny.trainer,
-        backend="reference",
+        backend="torch",
         started=time.perf_counter() - 61,
     )
 
@@ -134,7 +134,7 @@ def test_start_report(tmp_path, make_run):
     assert "128 tokens" in line_of(text, "a step")
     assert "12, together 1,536 tokens" in line_of(text, "steps")
     assert "cpu" in line_of(text, "device")
-    assert line_of(text, "device").endswith("attention backend reference")
+    assert line_of(text, "device").endswith("attention backend torch")
     assert str(tmp_path) in line_of(text, "files")
     for row in Banded().layout(32).draw(width=32).splitlines():
         assert row in text

@@ -1,12 +1,11 @@
 """BlockLayout: which key blocks each query block attends, in compressed sparse rows.
 
-Nothing larger than the kept blocks is ever made for a layout: a pattern that keeps a constant number of
-blocks a row costs megabytes at a million tokens.
+Time and memory of every function here are in proportion to the kept blocks: a pattern that keeps a constant
+number of blocks a row costs megabytes at a million tokens. (``~`` alone is in proportion to the rectangle.)
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longspan_kernels.layout import csr, drawing
-from longspan_kernels.layout import handles as registry
+from longspan_kernels.layout import csr, drawing, handles
 from longspan_kernels.layout.pair_counts import kept_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class BlockLayout:
+class BlockLayout(csr.BlockCSR):
     """The kept blocks of an attention matrix, each distinct layout stored once however many heads share it.
 
     Geometry: of ``q_len`` queries and ``k_len`` keys the last query meets the last key, so query ``i`` stands
-    at position ``i + k_len - q_len``. Query ``i`` lies in row ``(i + lead) // block`` and key ``j`` in column
-    ``j // block``. ``lead`` is the number of positions of the first row that lie before the first query; it
-    is 0 unless the layout is the lower end of a longer one (``pattern.layout(seq_len, q_len)``), whose first
-    row may be entered in its middle.
+    at position ``i + k_len - q_len``. Query ``i`` lies in row ``(i + query_offset) // block`` and key ``j``
+    in column ``j // block``. ``query_offset`` is the number of positions of the first row that lie before the
+    first query; it is 0 unless the layout is the lower end of a longer one (``pattern.layout(seq_len,
+    q_len)``), where the first query may stand inside a block.
 
     Instances are immutable (a tensor cannot be, so each access to one gives a copy: every user of a pattern
     shares its layout), compare and hash by content, and are made by `from_csr`, `from_dense`, set
@@ -44,32 +42,16 @@ class BlockLayout:
         k_blocks: number of key blocks.
         causal: whether attention under this layout is causal to the token: key ``j`` is seen by query ``i``
             only if it stands at or before the query's position.
-        lead: positions of the first row before the first query, ``0 <= lead < block``.
+        query_offset: positions of the first row before the first query, ``0 <= query_offset < block``; the
+            constructors take it as ``lead=``, and ``lead`` reads it too.
+        handle: the layout in numbers, `longspan_kernels.layout.handles.LayoutHandle`.
 
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_columns",
-        "_digest",
-        "_handle",
-        "_head_layouts",
-        "_row_offsets",
-        "block",
-        "causal",
-        "k_blocks",
-        "lead",
-    )
+    # An equal layout that was made earlier, and is thereby alive as long as this one.
+    __slots__ = ("_first_equal",)
 
-    _row_offsets: Tensor
-    _columns: Tensor
-    _head_layouts: Tensor
-    block: int
-    k_blocks: int
-    causal: bool
-    lead: int
-    _digest: str
-    _handle: registry.LayoutHandle | None  # of this process, noted by the registry
+    _first_equal: csr.BlockCSR | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
@@ -98,28 +80,17 @@ class BlockLayout:
             block: tokens a block.
             k_blocks: number of key blocks.
             causal: causal to the token.
-            lead: positions of the first row before the first query.
+            lead: ``query_offset`` of the layout, the positions of the first row before the first query. The
+                keyword is spelled ``lead`` here and in `from_dense`.
 
         Raises:
             ValueError: the arrays contradict one another, or an argument is out of range.
+            RuntimeError: another layout with the same number is alive (`longspan_kernels.layout.handles`).
 
         """
-        if block < 1:
-            raise ValueError(f"block must be at least 1 token, got {block}")
-        if not 0 <= lead < block:
-            raise ValueError(f"lead must lie in [0, block), got {lead} with block {block}")
-        if k_blocks < 0:
-            raise ValueError(f"k_blocks must not be negative, got {k_blocks}")
-        rows, columns, heads = csr.merge_equal(*csr.checked(row_offsets, columns, head_layouts, k_blocks))
         self = object.__new__(cls)
-        shape = {"block": int(block), "k_blocks": int(k_blocks), "causal": bool(causal), "lead": int(lead)}
-        arrays = {"_row_offsets": rows, "_columns": columns, "_head_layouts": heads}
-        digest = hashlib.sha256(repr((*shape.values(), tuple(rows.shape))).encode())
-        for array in arrays.values():
-            digest.update(array.numpy().tobytes())
-        for name, value in {**shape, **arrays, "_digest": digest.hexdigest(), "_handle": None}.items():
-            object.__setattr__(self, name, value)
-        registry.enter(self)
+        self._set_content(row_offsets, columns, head_layouts, block, k_blocks, causal, lead)
+        object.__setattr__(self, "_first_equal", handles.note(self))
         return self
 
     @classmethod
@@ -149,67 +120,6 @@ class BlockLayout:
         dense[self._rows(), self._columns.long()] = 1
         return dense.view(self.layouts, self.q_blocks, self.k_blocks)[self._head_layouts.long()]
 
-    @property
-    def row_offsets(self) -> Tensor:
-        """Offsets into ``columns``, int32 ``[layouts, q_blocks + 1]``; a copy."""
-        return self._row_offsets.clone()
-
-    @property
-    def columns(self) -> Tensor:
-        """Key blocks of the kept blocks, int32 ``[kept blocks of all distinct layouts]``; a copy."""
-        return self._columns.clone()
-
-    @property
-    def head_layouts(self) -> Tensor:
-        """Layout of each head, int32 ``[heads]``; a copy."""
-        return self._head_layouts.clone()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the tensors take."""
-        return self._row_offsets.nbytes + self._columns.nbytes + self._head_layouts.nbytes
-
-    @property
-    def q_blocks(self) -> int:
-        """Number of query blocks."""
-        return self._row_offsets.shape[1] - 1
-
-    @property
-    def heads(self) -> int:
-        """Number of heads."""
-        return self._head_layouts.numel()
-
-    @property
-    def layouts(self) -> int:
-        """Number of distinct layouts."""
-        return self._row_offsets.shape[0]
-
-    @property
-    def nnz(self) -> int:
-        """Number of kept blocks, summed over the heads."""
-        kept = self._row_offsets[:, -1] - self._row_offsets[:, 0]
-        return int(kept[self._head_layouts.long()].sum(dtype=torch.int64))
-
-    @property
-    def density(self) -> float:
-        """Kept blocks over all ``heads * q_blocks * k_blocks``, those above the diagonal counted too."""
-        return self.nnz / max(1, self.heads * self.q_blocks * self.k_blocks)
-
-    @property
-    def digest(self) -> str:
-        """Hexadecimal sha256 of the content: the same in every process and on every machine."""
-        return self._digest
-
-    def check_lengths(self, q_len: int, k_len: int) -> None:
-        """Raise ValueError unless ``q_len`` queries and ``k_len`` keys are what the blocks cover."""
-        q_blocks, k_blocks = -(-(self.lead + q_len) // self.block), -(-k_len // self.block)
-        if (q_blocks, k_blocks) != (self.q_blocks, self.k_blocks):
-            lead = f" with a lead of {self.lead}" if self.lead else ""
-            raise ValueError(
-                f"the layout has {self.q_blocks} x {self.k_blocks} blocks of {self.block} tokens{lead}, but "
-                f"{q_len} queries and {k_len} keys need {q_blocks} x {k_blocks}"
-            )
-
     def flops(self, seq_len: int, head_dim: int, q_len: int | None = None) -> int:
         """Count the floating-point operations of one forward of one sequence through all heads.
 
@@ -233,16 +143,17 @@ class BlockLayout:
     def transpose(self) -> BlockLayout:
         """Exchange queries and keys: row ``c`` keeps column ``r`` where this layout keeps ``[r, c]``.
 
-        The result is not causal (the transpose of "not after" is "not before", which no layout means), so
-        that transposing twice gives back the blocks alone.
+        The result is not causal (no layout means "at or after the query"), so transposing twice gives back
+        the blocks without ``causal``.
 
         Raises:
-            ValueError: the layout has a lead, for which columns have no counterpart.
+            ValueError: the layout has a ``query_offset``, for which columns have no counterpart.
 
         """
-        if self.lead:
+        if self.query_offset:
             raise ValueError(
-                f"a layout with a lead ({self.lead}) has no transpose: its first row is entered midway"
+                f"a layout with a lead ({self.query_offset}) has no transpose: its first query stands inside "
+                "a block"
             )
         layout, row = self._rows() // max(1, self.q_blocks), self._rows() % max(1, self.q_blocks)
         keys = (layout * self.k_blocks + self._columns.long()) * self.q_blocks + row
@@ -291,31 +202,10 @@ class BlockLayout:
         """Draw one head with matplotlib and return the axes; see `longspan_kernels.layout.drawing.plot`."""
         return drawing.plot(self, ax, head, **style)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BlockLayout) and self._digest == other._digest
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    def __repr__(self) -> str:
-        return (
-            f"BlockLayout(heads={self.heads}, layouts={self.layouts}, q_blocks={self.q_blocks}, "
-            f"k_blocks={self.k_blocks}, block={self.block}, causal={self.causal}, lead={self.lead}, "
-            f"density={self.density:.4g})"
-        )
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"BlockLayout is immutable; {name!r} cannot be set")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"BlockLayout is immutable; {name!r} cannot be deleted")
-
     def __reduce__(self) -> tuple[Any, ...]:
-        shape = {"block": self.block, "k_blocks": self.k_blocks, "causal": self.causal, "lead": self.lead}
-        return partial(BlockLayout.from_csr, **shape), (self._row_offsets, self._columns, self._head_layouts)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> BlockLayout:
-        return self
+        geometry = {"block": self.block, "k_blocks": self.k_blocks, "causal": self.causal}
+        make = partial(BlockLayout.from_csr, **geometry, lead=self.query_offset)
+        return make, (self._row_offsets, self._columns, self._head_layouts)
 
     def _rows(self) -> Tensor:
         """Row of each kept block, counted through all layouts: int64 ``[kept]``."""
@@ -355,7 +245,13 @@ class BlockLayout:
         counts = torch.bincount(keys // max(1, k_blocks), minlength=layouts * q_blocks)
         offsets, columns = csr.offsets_of(counts.reshape(layouts, q_blocks)), keys % max(1, k_blocks)
         return BlockLayout.from_csr(
-            offsets, columns, heads, block=self.block, k_blocks=k_blocks, causal=causal, lead=self.lead
+            offsets,
+            columns,
+            heads,
+            block=self.block,
+            k_blocks=k_blocks,
+            causal=causal,
+            lead=self.query_offset,
         )
 
     def _check_same_shape(self, other: BlockLayout, operator: str) -> None:
@@ -397,5 +293,5 @@ def stack_heads(layouts: Sequence[BlockLayout]) -> BlockLayout:
         block=first.block,
         k_blocks=first.k_blocks,
         causal=first.causal,
-        lead=first.lead,
+        lead=first.query_offset,
     )

@@ -1,4 +1,4 @@
-"""Pictures of a BlockLayout: for the terminal and with matplotlib."""
+"""Pictures of a layout, for the terminal and with matplotlib."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longspan_kernels.layout import csr
+from longspan_kernels.layout.csr import BlockCSR, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from longspan_kernels.layout import BlockLayout
 
-
-def kept_share(layout: BlockLayout, head: int, rows: int, columns: int) -> Tensor:
-    """Share of kept blocks in each cell of a ``[rows, columns]`` raster laid over one head: float64.
+def kept_share(layout: BlockCSR, head: int, rows: int, columns: int) -> Tensor:
+    """Return the share of kept blocks in each cell of a raster over one head: float64 ``[rows, columns]``.
 
     Raises:
         ValueError: the layout has no such head.
@@ -26,7 +24,7 @@ def kept_share(layout: BlockLayout, head: int, rows: int, columns: int) -> Tenso
         raise ValueError(f"head must lie in [0, {layout.heads}), got {head}")
     offsets = layout.row_offsets[int(layout.head_layouts[head])]
     start, stop = int(offsets[0]), int(offsets[-1])
-    block_row = csr.rows_of(offsets[None] - start)
+    block_row = rows_of(offsets[None] - start)
     block_column = layout.columns[start:stop].long()
     cell = block_row * rows // layout.q_blocks * columns + block_column * columns // layout.k_blocks
     kept = torch.bincount(cell, minlength=rows * columns).reshape(rows, columns).double()
@@ -37,7 +35,7 @@ def kept_share(layout: BlockLayout, head: int, rows: int, columns: int) -> Tenso
     return kept / (row_size[:, None] * column_size[None, :])
 
 
-def draw(layout: BlockLayout, head: int = 0, width: int = 64) -> str:
+def draw(layout: BlockCSR, head: int = 0, width: int = 64) -> str:
     """Draw one head in half-block characters, a cell for each block or, above ``width`` blocks, for several.
 
     A cell is filled where any of its blocks is kept, so that thin lines stay visible.
@@ -62,7 +60,7 @@ def draw(layout: BlockLayout, head: int = 0, width: int = 64) -> str:
 
 
 def plot(
-    layout: BlockLayout,
+    layout: BlockCSR,
     ax: Axes | None = None,
     head: int = 0,
     *,

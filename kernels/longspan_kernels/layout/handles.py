@@ -1,8 +1,8 @@
-"""Layouts by number: a custom op takes tensors and numbers alone, so a `BlockLayout` crosses as a handle.
+"""Layouts by number: a custom op takes tensors and numbers alone, so a layout crosses it as a number.
 
-A handle names a content: equal layouts share it, in whichever object they come, so that what a backend
-prepares for a handle serves them all. The registry is weak: it keeps no layout alive. Whoever holds a handle
-for later, as a backward or a compiled graph does, holds the layout too.
+The number is 63 bits of the layout's digest: equal layouts share it, whichever object holds them, in every
+process. This module finds the layout of a number through weak references, so it keeps no layout alive. A
+caller that keeps a number for later (a backward, a compiled graph) keeps the layout too.
 """
 
 from __future__ import annotations
@@ -10,106 +10,90 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.csr import BlockCSR, LayoutHandle, number_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _lock = threading.Lock()
-# All living layouts, by identity.
-_living: weakref.WeakValueDictionary[int, BlockLayout] = weakref.WeakValueDictionary()
-_handles: dict[str, int] = {}
-# All living objects of a content that has a handle, by identity: it is good as long as one of them lives.
-_layouts: dict[int, weakref.WeakValueDictionary[int, BlockLayout]] = {}
-# The one of them that was asked for last: looking through all at each call would take longer than a launch.
-_last: dict[int, weakref.ref[BlockLayout]] = {}
-_pinned: dict[int, BlockLayout] = {}
+# One layout of each content. Equal layouts made later hold a reference to it, so it lives as long as any.
+_living: weakref.WeakValueDictionary[int, BlockCSR] = weakref.WeakValueDictionary()
+_kept_for_graphs: dict[int, BlockCSR] = {}
 
 
-class LayoutHandle(NamedTuple):
-    """A layout in numbers: its handle, and what a call checks its tensors against."""
+def note(layout: BlockCSR) -> BlockCSR | None:
+    """Make a new layout known by its number, without keeping it alive.
 
-    number: int
-    heads: int
-    block: int
-    q_blocks: int
-    k_blocks: int
-    lead: int
-    causal: bool
+    Returns:
+        An equal layout that is known already: the new one must hold it for its own lifetime. None if the new
+        one is the first.
 
+    Raises:
+        RuntimeError: a layout of another content has the same number, so calls could not tell them apart.
 
-def enter(layout: BlockLayout) -> None:
-    """Note a new layout, weakly, for `find`."""
+    """
     with _lock:
-        _living[id(layout)] = layout
+        first = _living.get(layout.handle.number)
+        if first is None:
+            _living[layout.handle.number] = layout
+        elif first.digest != layout.digest:
+            raise RuntimeError(
+                f"two different layouts have the number {layout.handle.number}: their digests "
+                f"{first.digest} and {layout.digest} begin with the same 63 bits. Let go of {first!r} before "
+                f"making {layout!r}, or change either of them"
+            )
+    return first
 
 
-def find(digest: str) -> BlockLayout:
-    """Return a living layout by the digest of its content; it looks at each, so it is for tracing alone.
+def by_digest(digest: str) -> BlockCSR:
+    """Return a living layout by the digest of its content.
 
     Raises:
         RuntimeError: no layout of this content lives.
 
     """
-    with _lock:
-        for layout in _living.values():
-            if layout.digest == digest:
-                return layout
-    raise RuntimeError(f"no BlockLayout of digest {digest} lives: keep the layout while it is compiled")
+    layout = _living.get(number_of(digest))
+    if layout is None or layout.digest != digest:
+        raise RuntimeError(f"no BlockLayout of digest {digest} lives: keep the layout while it is compiled")
+    return layout
 
 
-def handle_of(layout: BlockLayout) -> LayoutHandle:
-    """Return the handle of a layout's content; it is valid as long as this layout lives."""
-    if layout._handle is not None:
-        return layout._handle
-    with _lock:
-        number = _handles.setdefault(layout.digest, len(_handles) + 1)
-        _layouts.setdefault(number, weakref.WeakValueDictionary())[id(layout)] = layout
-    handle = LayoutHandle(
-        number, layout.heads, layout.block, layout.q_blocks, layout.k_blocks, layout.lead, layout.causal
-    )
-    object.__setattr__(layout, "_handle", handle)
-    return handle
+def handle_of(layout: BlockCSR) -> LayoutHandle:
+    """Return a layout in numbers; they serve as long as this layout or an equal one lives."""
+    return layout.handle
 
 
-def pin(layout: BlockLayout) -> tuple[Any, ...]:
-    """Return the fields of a layout's handle and keep the layout for good, as a compiled graph needs."""
-    handle = handle_of(layout)
-    _pinned[handle.number] = layout
-    return tuple(handle)
+def keep_for_graph(layout: BlockCSR) -> tuple[Any, ...]:
+    """Keep a layout as long as the process, as a compiled graph needs; return its handle's fields."""
+    _kept_for_graphs[layout.handle.number] = layout
+    return tuple(layout.handle)
 
 
-def layout_of(number: int) -> BlockLayout:
-    """Return the layout behind a handle's number.
+def layout_of(number: int) -> BlockCSR:
+    """Return the layout of a number.
 
     Raises:
         RuntimeError: no layout of this content lives any more.
 
     """
-    last = _last.get(number)
-    layout = None if last is None else last()
-    if layout is not None:
-        return layout
-    with _lock:
-        for layout in _layouts.get(number, {}).values():
-            _last[number] = weakref.ref(layout)
-            return layout
-    raise RuntimeError(
-        f"layout handle {number} names no living BlockLayout: keep the layout, or the pattern that made it, "
-        "for as long as it is attended with"
-    )
+    layout = _living.get(number)
+    if layout is None:
+        raise RuntimeError(
+            f"layout handle {number} names no living BlockLayout: keep the layout, or the pattern that made "
+            "it, for as long as it is attended with"
+        )
+    return layout
 
 
 def constant_in_graphs(function: Function) -> Function:
     """Mark a function that Dynamo runs while it traces, to keep the result as a constant of the graph.
 
-    What `torch.compiler.assume_constant_result` does, without importing torch's compiler and so Triton.
+    `torch.compiler.assume_constant_result` does the same, but imports torch's compiler and with it Triton.
 
-    Its arguments must be constants to Dynamo: numbers, strings, classes, tuples of them. Those it guards by
-    value in all versions, so a graph is used again only where the result would be the same. Other objects it
-    refuses (torch 2.11) or guards by identity (2.13); the object of a method it does not guard at all.
+    The arguments must be constants to Dynamo: numbers, strings, classes, tuples of them. Dynamo guards those
+    by value in all versions, so a graph is used again only where the result would be the same. It refuses
+    other objects (torch 2.11) or guards them by identity (2.13); the object of a method it does not guard.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

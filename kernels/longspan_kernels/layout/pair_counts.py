@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from longspan_kernels.layout import csr
-
-if TYPE_CHECKING:
-    from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.csr import BlockCSR, rows_of
 
 
 def kept_pairs(
-    layout: BlockLayout, q_len: int, k_len: int, left: int | None = None, right: int | None = None
+    layout: BlockCSR, q_len: int, k_len: int, left: int | None = None, right: int | None = None
 ) -> int:
     """Count the pairs of one sequence through all heads; those above the diagonal only if not ``causal``.
 
@@ -28,12 +23,12 @@ def kept_pairs(
     """
     if layout.causal:
         right = 0 if right is None else min(right, 0)
-    layout_row = csr.rows_of(layout.row_offsets)
+    layout_row = rows_of(layout.row_offsets)
     row = layout_row % max(1, layout.q_blocks)
     first_key = layout.columns.long() * layout.block
     keys = (k_len - first_key).clamp(max=layout.block)
-    start = (row * layout.block - layout.lead).clamp(min=0)
-    stop = ((row + 1) * layout.block - layout.lead).clamp(max=q_len)
+    start = (row * layout.block - layout.query_offset).clamp(min=0)
+    stop = ((row + 1) * layout.block - layout.query_offset).clamp(max=q_len)
     # Query i stands i + offset tokens after the first key of the block.
     offset = k_len - q_len - first_key
 

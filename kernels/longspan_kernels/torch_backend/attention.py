@@ -47,7 +47,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tens
     geometry = _geometry(q, k, arguments)
     dtype = accumulator_dtype(q.dtype)
     masks = Masks(arguments, geometry)
-    q_tiles = _tiles(q, geometry.q_blocks, geometry.block, geometry.lead)
+    q_tiles = _tiles(q, geometry.q_blocks, geometry.block, geometry.query_offset)
     k_tiles = _tiles(k, geometry.k_blocks, geometry.block)
     v_tiles = _tiles(v, geometry.k_blocks, geometry.block)
     out = torch.zeros(q_tiles.shape[0], geometry.block, v.shape[-1], dtype=dtype, device=q.device)
@@ -79,8 +79,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tens
             out.index_copy_(0, chunk.q_items, context)
             lse.index_copy_(0, chunk.q_items, its_lse)
     return (
-        _untile(out, q, geometry.q_blocks, geometry.lead).to(q.dtype),
-        _untile(lse[..., None], q, geometry.q_blocks, geometry.lead).squeeze(-1),
+        _untile(out, q, geometry.q_blocks, geometry.query_offset).to(q.dtype),
+        _untile(lse[..., None], q, geometry.q_blocks, geometry.query_offset).squeeze(-1),
     )
 
 
@@ -117,21 +117,23 @@ def backward(
     geometry = _geometry(q, k, arguments)
     block, dtype = geometry.block, accumulator_dtype(q.dtype)
     masks = Masks(arguments, geometry)
-    q_tiles = _tiles(q, geometry.q_blocks, block, geometry.lead)
+    q_tiles = _tiles(q, geometry.q_blocks, block, geometry.query_offset)
     k_tiles = _tiles(k, geometry.k_blocks, block)
     v_tiles = _tiles(v, geometry.k_blocks, block)
-    out_tiles = _tiles(out, geometry.q_blocks, block, geometry.lead)
-    grad_tiles = _tiles(grad_out, geometry.q_blocks, block, geometry.lead)
+    out_tiles = _tiles(out, geometry.q_blocks, block, geometry.query_offset)
+    grad_tiles = _tiles(grad_out, geometry.q_blocks, block, geometry.query_offset)
     # +inf makes every probability of a row 0: for padding, and for rows without a key.
     lse_tiles = _tiles(
         lse.masked_fill(lse == -math.inf, math.inf)[..., None],
         geometry.q_blocks,
         block,
-        geometry.lead,
+        geometry.query_offset,
         math.inf,
     )
     grad_lse_tiles = (
-        None if grad_lse is None else _tiles(grad_lse[..., None], geometry.q_blocks, block, geometry.lead)
+        None
+        if grad_lse is None
+        else _tiles(grad_lse[..., None], geometry.q_blocks, block, geometry.query_offset)
     )
     dq = torch.zeros_like(q_tiles, dtype=dtype)
     dk = torch.zeros_like(k_tiles, dtype=dtype)
@@ -171,7 +173,7 @@ def backward(
             dk.index_add_(0, chunk.k_items, _blocks(torch.bmm(of_scores.transpose(1, 2), query), block))
             dq.index_add_(0, chunk.q_items, torch.bmm(of_scores, key).mul_(arguments.scale))
     return (
-        _untile(dq, q, geometry.q_blocks, geometry.lead).to(q.dtype),
+        _untile(dq, q, geometry.q_blocks, geometry.query_offset).to(q.dtype),
         _untile(dk, k, geometry.k_blocks).to(k.dtype),
         _untile(dv, v, geometry.k_blocks).to(v.dtype),
         _like(dbias, arguments.bias),
@@ -194,7 +196,7 @@ def _geometry(q: Tensor, k: Tensor, arguments: Arguments) -> Geometry:
         block=layout.block,
         q_blocks=layout.q_blocks,
         k_blocks=layout.k_blocks,
-        lead=layout.lead,
+        query_offset=layout.query_offset,
     )
 
 
@@ -219,21 +221,21 @@ def _row_groups(
     return found
 
 
-def _tiles(x: Tensor, blocks: int, block: int, lead: int = 0, fill: float = 0.0) -> Tensor:
+def _tiles(x: Tensor, blocks: int, block: int, query_offset: int = 0, fill: float = 0.0) -> Tensor:
     """``[batch, heads, length, dim]`` as ``[batch heads blocks, block, dim]``, a view if it can be."""
     batch, heads, length, dim = x.shape
     if length != blocks * block:
         padded = x.new_full((batch, heads, blocks * block, dim), fill)
-        padded[:, :, lead : lead + length] = x
+        padded[:, :, query_offset : query_offset + length] = x
         x = padded
     return x.reshape(batch * heads * blocks, block, dim)
 
 
-def _untile(x: Tensor, like: Tensor, blocks: int, lead: int = 0) -> Tensor:
+def _untile(x: Tensor, like: Tensor, blocks: int, query_offset: int = 0) -> Tensor:
     """Undo `_tiles`: ``[batch, heads, length]`` of ``like``, then ``dim``; contiguous."""
     batch, heads, length = like.shape[:3]
     x = x.view(batch, heads, blocks * x.shape[1], x.shape[2])
-    return x[:, :, lead : lead + length].contiguous()
+    return x[:, :, query_offset : query_offset + length].contiguous()
 
 
 def _gather(tiles: Tensor, items: Tensor, dtype: torch.dtype, length: int) -> Tensor:

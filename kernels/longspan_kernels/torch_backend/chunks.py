@@ -23,7 +23,7 @@ class Geometry:
     block: int
     q_blocks: int
     k_blocks: int
-    lead: int
+    query_offset: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def chunks(group: RowGroup, heads: Tensor, geometry: Geometry, width: int, budge
     within = torch.arange(geometry.block, device=group.rows.device)
     for r in range(0, segments, r_step):
         rows, columns = group.rows[r : r + r_step], group.columns[r : r + r_step]
-        queries = rows[:, None, None] * geometry.block - geometry.lead + within[:, None]
+        queries = rows[:, None, None] * geometry.block - geometry.query_offset + within[:, None]
         keys = (columns[..., None] * geometry.block + within).flatten(1)[:, None]
         masked_keys = (group.key_starts[r : r + r_step, :, None] + within).flatten(1)[:, None]
         for b in range(0, geometry.batch, b_step):

@@ -24,8 +24,8 @@ class Masks:
         self.key_documents = self._key_blocks(arguments.document_ids)
         self.query_documents: Tensor | None = None
         if arguments.document_ids is not None:
-            tail = geometry.q_blocks * geometry.block - geometry.lead - geometry.q_len
-            documents = pad(arguments.document_ids[:, self.shift :], (geometry.lead, tail))
+            tail = geometry.q_blocks * geometry.block - geometry.query_offset - geometry.q_len
+            documents = pad(arguments.document_ids[:, self.shift :], (geometry.query_offset, tail))
             self.query_documents = documents.view(-1, geometry.q_blocks, geometry.block)
 
     def _key_blocks(self, x: Tensor | None) -> Tensor | None:

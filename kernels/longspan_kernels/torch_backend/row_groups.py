@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.csr import BlockCSR
 
 # A segment holds at most about this many keys.
 _SEGMENT_KEYS = 4096
@@ -51,7 +51,7 @@ class RowGroup:
 
 
 def row_groups(
-    layout: BlockLayout, q_len: int, k_len: int, left: int | None, right: int | None, device: torch.device
+    layout: BlockCSR, q_len: int, k_len: int, left: int | None, right: int | None, device: torch.device
 ) -> list[RowGroup]:
     """Group the rows of a layout; time and memory in proportion to the kept blocks of its distinct layouts.
 
@@ -106,7 +106,7 @@ def row_groups(
 
 
 def _visible(
-    layout: BlockLayout, q_len: int, k_len: int, left: int | None, right: int | None
+    layout: BlockCSR, q_len: int, k_len: int, left: int | None, right: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row (through all layouts), column, and whether it is cut, of each kept block that is seen."""
     block, blocks = layout.block, layout.q_blocks
@@ -114,8 +114,8 @@ def _visible(
     row_of = torch.arange(counts.numel()).repeat_interleave(counts)
     column = layout.columns.long()
     row = row_of % blocks
-    first_query = (row * block - layout.lead).clamp(min=0) + k_len - q_len
-    last_query = ((row + 1) * block - layout.lead).clamp(max=q_len) - 1 + k_len - q_len
+    first_query = (row * block - layout.query_offset).clamp(min=0) + k_len - q_len
+    last_query = ((row + 1) * block - layout.query_offset).clamp(max=q_len) - 1 + k_len - q_len
     first_key = column * block
     last_key = first_key + block - 1
     seen = first_key < k_len

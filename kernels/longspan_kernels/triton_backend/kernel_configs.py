@@ -1,7 +1,8 @@
 """Tile sizes, pipeline depths and warps of the kernels, by architecture, dtype, head dimension and block.
 
-Known architectures have a table here, made by ``experiments/attention_speed/tune.py``. On any other GPU the
-kernels time a few sizes at the first call of a kind and remember the fastest (`tuning/autotune.py`).
+Known architectures have a table here, made by ``experiments/attention_speed/tune.py``. For any other GPU a
+few configurations are timed once and the fastest is remembered (`tuning/autotune.py`). Which one a call takes
+is decided in `tuning/choice.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from longspan_kernels.architecture import Architecture, architecture_of
+from longspan_kernels.architecture import Architecture
 
 DIMS = (64, 128, 256)
 # Larger blocks are cut into sub-blocks, and need no entries of their own.
@@ -22,8 +21,8 @@ _WARPS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Size:
-    """How one kernel is launched.
+class KernelConfig:
+    """Tile sizes and launch options of one kernel.
 
     Attributes:
         q_tile: queries a tile or step.
@@ -54,7 +53,7 @@ class Size:
         ):
             raise ValueError(f"registers must be None or lie in [24, 255], got {self.registers!r}")
 
-    def launch(self) -> dict[str, Any]:
+    def launch_options(self) -> dict[str, Any]:
         """Keyword arguments of a Triton launch."""
         options: dict[str, Any] = {"num_stages": self.stages, "num_warps": self.warps}
         if self.registers is not None:
@@ -68,36 +67,53 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The sizes of all kernels for one kind of call: forward, dq, dk with dv, and the bias's gradient."""
+class KernelConfigs:
+    """The configurations of all kernels of a call: forward, dq, dk with dv, and the gradient of the bias."""
 
-    forward: Size
-    queries: Size
-    keys: Size
-    bias: Size
+    forward: KernelConfig
+    queries: KernelConfig
+    keys: KernelConfig
+    bias: KernelConfig
 
 
 @dataclass(frozen=True)
-class Scattered:
-    """Sizes for layouts whose rows have little in common, with tiles and steps of one block each.
+class OneBlockConfigs:
+    """Configurations with tiles and steps of one block each, for layouts whose rows share few key blocks.
 
     Attributes:
-        fill: they are used where kept pairs of blocks would fill less than that of the ordinary size's steps.
+        max_occupancy: they are used where the kept pairs of blocks fill less than this share of the
+            steps that the ordinary configuration would walk.
         forward: of the forward; None for the ordinary one.
         queries: of dq; likewise.
         keys: of dk with dv; likewise.
 
     """
 
-    fill: float
-    forward: Size | None
-    queries: Size | None
-    keys: Size | None
+    max_occupancy: float
+    forward: KernelConfig | None
+    queries: KernelConfig | None
+    keys: KernelConfig | None
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What the sizes of calls in bfloat16 and float16 depend on besides the architecture.
+class ConfigChoice:
+    """The configurations that a call is prepared with.
+
+    Attributes:
+        configs: one for each kernel.
+        one_block: those for layouts whose rows share few key blocks; None where ``configs`` serve them too.
+        is_final: whether another call would get the same: False where timing has only to wait.
+
+    """
+
+    configs: KernelConfigs
+    one_block: OneBlockConfigs | None = None
+    is_final: bool = True
+
+
+@dataclass(frozen=True)
+class ConfigKey:
+    """What the configurations of calls in bfloat16 and float16 depend on besides the architecture.
 
     Attributes:
         dim: the head dimension rounded up to one of `DIMS`.
@@ -111,113 +127,105 @@ class Kind:
 
 # From `experiments/attention_speed/tune.jsonl`. The sweep has not reached head dimension 256.
 _HOPPER = {
-    Kind(64, 16): Sizes(
-        Size(64, 64, 2, 4, 128), Size(64, 32, 3, 4, 128), Size(64, 64, 1, 4, 168), Size(32, 32, 1, 4)
+    ConfigKey(64, 16): KernelConfigs(
+        KernelConfig(64, 64, 2, 4, 128),
+        KernelConfig(64, 32, 3, 4, 128),
+        KernelConfig(64, 64, 1, 4, 168),
+        KernelConfig(32, 32, 1, 4),
     ),
-    Kind(64, 32): Sizes(Size(64, 32, 3, 4), Size(64, 32, 3, 4), Size(32, 64, 3, 4, 168), Size(32, 32, 1, 4)),
-    Kind(64, 64): Sizes(
-        Size(64, 64, 2, 4, 128), Size(64, 64, 2, 4, 128), Size(64, 64, 3, 4), Size(32, 32, 1, 4)
+    ConfigKey(64, 32): KernelConfigs(
+        KernelConfig(64, 32, 3, 4),
+        KernelConfig(64, 32, 3, 4),
+        KernelConfig(32, 64, 3, 4, 168),
+        KernelConfig(32, 32, 1, 4),
     ),
-    Kind(128, 16): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
-    Kind(128, 32): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 4), Size(32, 64, 3, 4), Size(32, 32, 1, 4)),
-    Kind(128, 64): Sizes(Size(64, 64, 3, 4), Size(64, 64, 2, 4), Size(64, 64, 2, 4), Size(32, 32, 1, 4)),
-    Kind(256, 16): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
-    Kind(256, 32): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
-    Kind(256, 64): Sizes(Size(64, 32, 2, 4), Size(64, 32, 2, 8), Size(64, 32, 1, 8), Size(32, 32, 1, 4)),
+    ConfigKey(64, 64): KernelConfigs(
+        KernelConfig(64, 64, 2, 4, 128),
+        KernelConfig(64, 64, 2, 4, 128),
+        KernelConfig(64, 64, 3, 4),
+        KernelConfig(32, 32, 1, 4),
+    ),
+    ConfigKey(128, 16): KernelConfigs(
+        KernelConfig(64, 64, 3, 4),
+        KernelConfig(64, 64, 2, 4),
+        KernelConfig(32, 64, 3, 4),
+        KernelConfig(32, 32, 1, 4),
+    ),
+    ConfigKey(128, 32): KernelConfigs(
+        KernelConfig(64, 32, 2, 4),
+        KernelConfig(64, 32, 2, 4),
+        KernelConfig(32, 64, 3, 4),
+        KernelConfig(32, 32, 1, 4),
+    ),
+    ConfigKey(128, 64): KernelConfigs(
+        KernelConfig(64, 64, 3, 4),
+        KernelConfig(64, 64, 2, 4),
+        KernelConfig(64, 64, 2, 4),
+        KernelConfig(32, 32, 1, 4),
+    ),
+    ConfigKey(256, 16): KernelConfigs(
+        KernelConfig(64, 32, 2, 4),
+        KernelConfig(64, 32, 2, 8),
+        KernelConfig(64, 32, 1, 8),
+        KernelConfig(32, 32, 1, 4),
+    ),
+    ConfigKey(256, 32): KernelConfigs(
+        KernelConfig(64, 32, 2, 4),
+        KernelConfig(64, 32, 2, 8),
+        KernelConfig(64, 32, 1, 8),
+        KernelConfig(32, 32, 1, 4),
+    ),
+    ConfigKey(256, 64): KernelConfigs(
+        KernelConfig(64, 32, 2, 4),
+        KernelConfig(64, 32, 2, 8),
+        KernelConfig(64, 32, 1, 8),
+        KernelConfig(32, 32, 1, 4),
+    ),
 }
-TABLE: dict[Architecture, dict[Kind, Sizes]] = {(9, 0): _HOPPER}
-SCATTERED: dict[Architecture, dict[Kind, Scattered]] = {
+TABLE: dict[Architecture, dict[ConfigKey, KernelConfigs]] = {(9, 0): _HOPPER}
+ONE_BLOCK_CONFIGS: dict[Architecture, dict[ConfigKey, OneBlockConfigs]] = {
     (9, 0): {
-        Kind(64, 16): Scattered(0.55, Size(16, 16, 3, 1), Size(16, 16, 3, 1), Size(16, 16, 3, 1)),
-        Kind(64, 32): Scattered(0.75, Size(32, 32, 3, 1), Size(32, 32, 3, 1), None),
-        Kind(128, 16): Scattered(0.6, Size(16, 16, 3, 1), Size(16, 16, 3, 1), None),
-        Kind(128, 32): Scattered(0.75, None, Size(32, 32, 3, 2), None),
+        ConfigKey(64, 16): OneBlockConfigs(
+            0.55, KernelConfig(16, 16, 3, 1), KernelConfig(16, 16, 3, 1), KernelConfig(16, 16, 3, 1)
+        ),
+        ConfigKey(64, 32): OneBlockConfigs(
+            0.75, KernelConfig(32, 32, 3, 1), KernelConfig(32, 32, 3, 1), None
+        ),
+        ConfigKey(128, 16): OneBlockConfigs(
+            0.6, KernelConfig(16, 16, 3, 1), KernelConfig(16, 16, 3, 1), None
+        ),
+        ConfigKey(128, 32): OneBlockConfigs(0.75, None, KernelConfig(32, 32, 3, 2), None),
     }
 }
 # Products of float32 run on the ordinary units: small tiles keep them in registers.
-_FLOAT32 = Sizes(*[Size(32, 32, 1, 4)] * 4)
-# What was found for a device. Sizes that stand in until a device may be timed are not kept.
-_found: dict[tuple[torch.device, Kind], Sizes] = {}
+FLOAT32_CONFIGS = KernelConfigs(*[KernelConfig(32, 32, 1, 4)] * 4)
 
 
-def kind_of(dim: int, block: int) -> Kind:
-    """Give the kind of a call.
+def config_key(dim: int, block: int) -> ConfigKey:
+    """Return the key of a call.
 
     Args:
         dim: the larger head dimension, at most 256.
         block: tokens a block.
 
     """
-    return Kind(next(limit for limit in DIMS if dim <= limit), min(block, BLOCKS[-1]))
+    return ConfigKey(next(limit for limit in DIMS if dim <= limit), min(block, BLOCKS[-1]))
 
 
-def nearest_sizes(architecture: Architecture | None, kind: Kind) -> Sizes:
-    """Give the sizes of the known architecture that is nearest, to stand in for an unknown one.
+def nearest_configs(architecture: Architecture | None, key: ConfigKey) -> KernelConfigs:
+    """Return the configurations of the known architecture that is nearest, to stand in for an unknown one.
 
     Nearest is the compute capability with the smallest difference, the lower of two.
     """
     if isinstance(architecture, tuple):
         known = [one for one in TABLE if isinstance(one, tuple)]
         wanted = 10 * architecture[0] + architecture[1]
-        return TABLE[min(known, key=lambda one: (abs(10 * one[0] + one[1] - wanted), one))][kind]
+        return TABLE[min(known, key=lambda one: (abs(10 * one[0] + one[1] - wanted), one))][key]
     if architecture is None:
-        return TABLE[9, 0][kind]  # the interpreter and the compile-only tests
-    for one, sizes in TABLE.items():
+        return TABLE[9, 0][key]  # the interpreter and the compile-only tests
+    for one, configs in TABLE.items():
         if isinstance(one, str):
-            return sizes[kind]
-    hopper = TABLE[9, 0][kind]
-    return Sizes(
-        *(dataclasses.replace(getattr(hopper, f.name), registers=None) for f in dataclasses.fields(Sizes))
-    )
-
-
-def sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> Sizes:
-    """Give the sizes for a call; on an unknown GPU the first call of a kind times some and remembers.
-
-    Args:
-        dtype: of queries, keys and values.
-        dim: the larger head dimension, at most 256.
-        block: tokens a block.
-        device: of the tensors.
-
-    """
-    if dtype == torch.float32:
-        return _FLOAT32
-    kind = kind_of(dim, block)
-    found = _found.get((device, kind))
-    if found is None:
-        architecture = architecture_of(device)
-        if architecture is None:
-            return nearest_sizes(None, kind)
-        if architecture in TABLE:
-            found = TABLE[architecture][kind]
-        else:
-            # Only here, so that a known GPU never loads what times sizes.
-            from longspan_kernels.triton_backend.tuning import autotune
-
-            found = autotune.tuned_sizes(kind, dtype, device)
-            if found is None:
-                return nearest_sizes(architecture, kind)
-        _found[device, kind] = found
-    return found
-
-
-def scattered_sizes_for(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> Scattered | None:
-    """Give the sizes for layouts whose rows have little in common, None where the ordinary ones serve them.
-
-    Arguments as `sizes_for`.
-    """
-    architecture = architecture_of(device)
-    if dtype == torch.float32 or architecture is None:
-        return None
-    return SCATTERED.get(architecture, {}).get(kind_of(dim, block))
-
-
-def settled(dtype: torch.dtype, dim: int, block: int, device: torch.device) -> bool:
-    """Say whether `sizes_for` gives the same at the next call: not where timing has only to wait."""
-    architecture = architecture_of(device)
-    if dtype == torch.float32 or architecture is None or architecture in TABLE:
-        return True
-    from longspan_kernels.triton_backend.tuning import autotune
-
-    return (device, kind_of(dim, block)) in _found or autotune.may_time()
+            return configs[key]
+    hopper = TABLE[9, 0][key]
+    names = [field.name for field in dataclasses.fields(KernelConfigs)]
+    return KernelConfigs(*(dataclasses.replace(getattr(hopper, name), registers=None) for name in names))

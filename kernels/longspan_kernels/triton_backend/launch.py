@@ -1,8 +1,10 @@
-"""Launching Triton kernels cheaply: the compiled kernel is looked up once for calls of one kind.
+"""What the kernels of a call are launched with: shapes, schedules, grids, struct arguments, compiled kernels.
 
 Triton works out at every launch which compiled kernel its arguments need; with some forty arguments that
-takes longer than many of our kernels run. Here a call's kind is a key, made of all that the choice depends
-on, and what the kind needs is kept beside it.
+takes longer than many of our kernels run. A `Launch` does so once, for all calls of one `cache_key`
+(`backend.py`).
+
+Shapes in this file: B batch, H query heads, K key heads, L queries, M keys, D width of q and k, E width of v.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
@@ -11,9 +13,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -24,101 +26,169 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.philox import dropout_threshold
-from longspan_kernels.triton_backend.kernels.structs import Distances, Dropout, Masks, Operand, Strided
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice, KernelConfig
+from longspan_kernels.triton_backend.kernels.structs import (
+    Distances,
+    Dropout,
+    Masks,
+    Operand,
+    Shape,
+    Strided,
+)
+from longspan_kernels.triton_backend.schedule import TileSchedule, schedule_for
 
-Value = TypeVar("Value", bound="Settled")
-
-# What the bulk copy engine asks of addresses and strides, and what Triton makes kernels of their own for.
-_ALIGNMENT = 16
-_BUFFER_ALIGNMENT = 128
 LOG2E = 1.4426950408889634
-_SOME, _NONE = tl.constexpr(True), tl.constexpr(False)
+# Rows of a split tile that one program adds up; no tile has fewer.
+SLICE = 16
+# What TMA asks of addresses and strides; Triton compiles kernels of their own for it, too.
+ALIGNMENT = 16
+_BUFFER_ALIGNMENT = 128
+_TRUE, _FALSE = tl.constexpr(True), tl.constexpr(False)
 
 
 class Launch:
-    """A kernel with its grid and options, for calls of one kind.
+    """A kernel with its grid and options, for calls that differ in no dtype, alignment or specialised number.
 
-    Args:
-        kernel: the Triton function.
-        grid: number of programs, in up to three dimensions.
-        options: Triton's, such as ``num_warps``.
+    Attributes:
+        run: launches on the current stream, with all arguments of the kernel, constants too, in their order.
+            The first call goes through Triton's look-up; after it this is the compiled kernel's own launcher.
+        compiled: the compiled kernel, from the first call on; the interpreter has none.
 
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], options: dict[str, Any] | None = None) -> None:
-        self._kernel = kernel
-        self._grid = (*grid, 1, 1)[:3]
-        self._options = options or {}
-        self._compiled: CompiledKernel | None = None
+        self.kernel = kernel
+        self.grid = (*grid, 1, 1)[:3]
+        self.options = options or {}
+        self.compiled: CompiledKernel | None = None
+        self.run: Callable[..., None] = self._run_first
 
-    def __call__(self, *arguments: Any) -> None:
-        """Launch on the current stream with all arguments of the kernel, constants too, in their order.
-
-        Dtypes, alignment and the numbers that the kernel specialises on must be those of the first call.
-        """
-        if self._compiled is not None:
-            self._compiled[self._grid](*arguments)
-            return
-        self._compiled = self._look_up(*arguments)
-
-    def _look_up(self, *arguments: Any) -> CompiledKernel | None:
-        """Launch as Triton does, and return the compiled kernel; the interpreter has none."""
-        compiled = self._kernel[self._grid](*arguments, **self._options)
-        return compiled if isinstance(compiled, CompiledKernel) else None
+    def _run_first(self, *arguments: Any) -> None:
+        compiled = self.kernel[self.grid](*arguments, **self.options)
+        if isinstance(compiled, CompiledKernel):
+            self.compiled = compiled
+            self.run = compiled[self.grid]
 
 
-class Settled(Protocol):
-    """What a kind of call needs, and whether another call of the kind would make it the same."""
+@dataclass(frozen=True)
+class CallShape:
+    """The numbers that all kernels of a call share.
 
-    settled: bool
+    It holds no tensor and no layout: what is prepared outlives the call, and must not keep alive what the
+    caller lets go.
+    """
 
+    batch: int
+    heads: int
+    group: int  # query heads that share a key head
+    q_len: int
+    k_len: int
+    dim: int
+    value_dim: int
+    block: int
+    query_offset: int
+    dtype: torch.dtype
+    device: torch.device
 
-class Kinds(Generic[Value]):
-    """What calls of recent kinds need, by kind; the one longest unused makes room."""
-
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-
-    def get(self, kind: Hashable, make: Callable[[], Value]) -> Value:
-        """Return what a kind needs, made at its first call."""
-        try:
-            # Threads may meet here: each step is atomic, and what another has dropped meanwhile is made anew.
-            self._values.move_to_end(kind)
-            return self._values[kind]
-        except KeyError:
-            value = make()
-            if value.settled:
-                self._values[kind] = value
-            while len(self._values) > self._kept:
-                self._values.popitem(last=False)
-            return value
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._values.clear()
-
-
-def kind_of(arguments: Arguments, *tensors: Tensor | None) -> Hashable:
-    """Return what the schedules, sizes and compiled kernels of a call depend on."""
-    first = tensors[0]
-    kind: list[Hashable] = [
-        arguments.layout.digest, arguments.left, arguments.right, arguments.dropout_p,
-        rising(arguments.scale), None if first is None else first.device,
-    ]  # fmt: skip
-    watched = tensors
-    if arguments.masked or arguments.dropout_seed is not None:
-        watched = (
-            *tensors, arguments.key_padding_mask, arguments.attn_mask, arguments.bias, arguments.document_ids,
-            arguments.dropout_seed, arguments.relative_table, arguments.relative_buckets, arguments.slopes,
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> CallShape:
+        """Describe a call by its tensors."""
+        (batch, heads, q_len, dim), (_, kv_heads, k_len, value_dim) = q.shape, v.shape
+        layout = arguments.layout
+        return cls(
+            batch, heads, heads // kv_heads, q_len, k_len, dim, value_dim, layout.block, layout.query_offset,
+            q.dtype, q.device,
         )  # fmt: skip
-    kind += [
-        None if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % _ALIGNMENT) for x in watched
-    ]
-    return tuple(kind)
 
 
-def rising(scale: float) -> bool:
+class KernelPlan:
+    """The configuration and the schedule of one kernel of a call, and the arguments that follow from them.
+
+    Args:
+        call: the shapes.
+        arguments: the options.
+        kernel: a field of `KernelConfigs`: forward, queries, keys or bias.
+        choice: the configurations.
+        by_keys: whether tiles are of keys and steps of queries, as for dk and dv.
+        split: whether long tiles are split.
+
+    Attributes:
+        config: tile sizes and launch options.
+        schedule: tiles and steps.
+        sub: tokens of the sub-blocks that a step gathers.
+        shape: sizes that the compiler knows.
+        tables: the schedule and how the grid runs it, as the kernels take them.
+        lengths: heads, lengths and the offset of the first query, likewise.
+
+    """
+
+    def __init__(
+        self,
+        call: CallShape,
+        arguments: Arguments,
+        kernel: str,
+        choice: ConfigChoice,
+        *,
+        by_keys: bool = False,
+        split: bool = True,
+    ) -> None:
+        def schedule_of(config: KernelConfig) -> TileSchedule:
+            return schedule_for(
+                arguments.layout, call.q_len, call.k_len, arguments.left, arguments.right, call.device,
+                q_tile=config.q_tile, k_tile=config.k_tile, by_keys=by_keys, split=split,
+            )  # fmt: skip
+
+        config = getattr(choice.configs, kernel)
+        schedule = schedule_of(config)
+        # Compiled by Triton 3.6 for an H100, tiles of one block multiply the wrong weights and values where
+        # a padding mask, a window and dropout meet (the log-sum-exp is right, and so is all under the
+        # interpreter). Calls without score terms and dropout are tested throughout.
+        if choice.one_block is not None and not arguments.has_score_terms and not arguments.dropout_p:
+            one_block = getattr(choice.one_block, kernel, None)
+            if one_block is not None and schedule.occupancy < choice.one_block.max_occupancy:
+                config, schedule = one_block, schedule_of(one_block)
+        self.call, self.config, self.schedule = call, config, schedule
+        self.sub = min(call.block, config.q_tile, config.k_tile)
+        self.shape = self._shape(arguments, by_keys)
+        # How often the work list is run: by every batch entry, and by every head if heads share it.
+        self._runs = call.batch * call.heads if schedule.shared else call.batch
+        self.lengths = (call.heads, call.q_len, call.k_len, call.query_offset)
+        num_long = schedule.num_long
+        self.tables = (
+            schedule.step_blocks, schedule.pair_bits, schedule.tile_blocks, schedule.work_tiles, num_long,
+            schedule.work_tiles.shape[0] - num_long, num_long * self._runs, schedule.num_partials,
+        )  # fmt: skip
+
+    def _shape(self, arguments: Arguments, by_keys: bool) -> Shape:
+        call, config, schedule = self.call, self.config, self.schedule
+        steps_end = call.q_len if by_keys else call.k_len
+        ragged = steps_end % self.sub != 0 or (by_keys and call.query_offset > 0)
+        steps = tuple(map(tl.constexpr, (True, schedule.has_partial_steps, schedule.has_token_mask_steps)))
+        scale_in_exp2 = scale_is_positive(arguments.scale) and not arguments.has_score_terms
+        numbers = (
+            call.dim, padded(call.dim), call.value_dim, padded(call.value_dim), config.q_tile, config.k_tile,
+            self.sub, call.group, schedule.shared, ragged,
+        )  # fmt: skip
+        return Shape(*map(tl.constexpr, numbers), steps, tl.constexpr(scale_in_exp2), tl.constexpr("ieee"))
+
+    @property
+    def grid(self) -> tuple[int]:
+        """One program for each work tile of each run."""
+        return (self.schedule.work_tiles.shape[0] * self._runs,)
+
+    def slice_grid(self, tile: int) -> tuple[int, int]:
+        """One program for each slice of the rows of each split tile of each run."""
+        return self.schedule.split_tiles.shape[0] * self._runs, tile // SLICE
+
+    def partials(self, stand_in: Tensor, tile: int, *width: int) -> Tensor:
+        """Allocate the partial results of split tiles, float32; without any, return the stand-in."""
+        if not self.schedule.num_partials:
+            return stand_in
+        shape = (self.call.batch, self.call.heads, self.schedule.num_partials, tile, *width)
+        return torch.empty(shape, dtype=torch.float32, device=self.call.device)
+
+
+def scale_is_positive(scale: float) -> bool:
     """Say whether larger products are larger scores, also in float32, where tiny numbers vanish."""
     return scale * LOG2E >= torch.finfo(torch.float32).tiny
 
@@ -134,16 +204,16 @@ def padded(width: int) -> int:
 
 
 def operand(x: Tensor) -> Operand:
-    """Bundle ``[batch, heads, length, width]`` for a kernel."""
+    """Bundle ``[B, H, length, width]`` for a kernel."""
     return Operand(x, x.stride()[:3])
 
 
-_NO_MASKS = Masks(None, None, None, None, None, None, _NONE)
+_NO_MASKS = Masks(None, None, None, None, None, None, _FALSE)
 
 
 def masks_of(arguments: Arguments) -> Masks:
-    """Bundle what strikes scores or is added to them."""
-    if not arguments.masked:
+    """Bundle the masks and biases of a call for a kernel."""
+    if not arguments.has_score_terms:
         return _NO_MASKS
     slopes = arguments.slopes
     parts = (
@@ -151,7 +221,7 @@ def masks_of(arguments: Arguments) -> Masks:
         _strided(arguments.document_ids), _distances(arguments),
         None if slopes is None else (slopes.float() * LOG2E).contiguous(),
     )  # fmt: skip
-    return Masks(*parts, _SOME)
+    return Masks(*parts, _TRUE)
 
 
 def _distances(arguments: Arguments) -> Distances | None:
@@ -171,53 +241,56 @@ def _strided(x: Tensor | None) -> Strided | None:
 
 
 def dropout_of(arguments: Arguments) -> Dropout | None:
-    """Bundle what drops weights; None without dropout."""
+    """Bundle seed, threshold and factor of dropout for a kernel; None without dropout."""
     p = arguments.dropout_p
     return Dropout(arguments.dropout_seed, dropout_threshold(p), 1.0 / (1.0 - p)) if p > 0 else None
 
 
-class Tiles:
-    """Tiles of a tensor as the bulk copy engine (TMA) of Hopper fetches them: whole, of neighbouring rows.
+class TmaDescriptor:
+    """How Hopper's tensor memory accelerator (TMA) fetches a tensor: in whole tiles of neighbouring rows.
 
     Args:
-        x: ``[batch, heads, length, width]``, or ``[batch, heads, length]``.
+        x: ``[B, H, length, width]``, or ``[B, H, length]``.
         rows: rows a tile.
 
     """
 
     def __init__(self, x: Tensor, rows: int) -> None:
         made = TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, *x.shape[3:]])
-        # Kept without the tensor, for later ones of its kind: the descriptor's own checks take longer
-        # than a launch.
-        self._fields = {name: value for name, value in vars(made).items() if name != "base"}
+        # Kept without the tensor, for later ones of the same shape and strides: the descriptor's own checks
+        # take longer than a launch.
+        self.fields = {name: value for name, value in vars(made).items() if name != "base"}
 
-    def of(self, x: Tensor) -> TensorDescriptor:
-        """Describe another tensor of the same kind."""
-        described = object.__new__(TensorDescriptor)
-        vars(described).update(self._fields, base=x)
-        return described
 
-    @staticmethod
-    def serve(x: Tensor, rows: int, sub: int) -> bool:
-        """Say whether tiles of x can be fetched so: sub-blocks are whole tiles, and all lies on 16 bytes.
+def descriptor_of(tma: TmaDescriptor | None, x: Tensor) -> TensorDescriptor | None:
+    """Describe a tensor to TMA as an earlier one of its shape and strides; None where TMA is not used."""
+    if tma is None:
+        return None
+    descriptor = object.__new__(TensorDescriptor)
+    vars(descriptor).update(tma.fields, base=x)
+    return descriptor
 
-        A tile has 128 bytes at least: in a pipeline's buffers the next one would lie off the alignment.
-        """
-        if sub != rows or not x.numel() or not has_tma(x.device):
-            return False
-        step = _ALIGNMENT // x.element_size()
-        widths = tuple(x.shape[3:])
-        return (
-            widths == tuple(map(padded, widths))
-            and math.prod((rows, *widths)) * x.element_size() >= _BUFFER_ALIGNMENT
-            and x.data_ptr() % _ALIGNMENT == 0
-            and all(stride > 0 and stride % step == 0 for stride in x.stride()[:-1])
-        )
+
+def can_use_tma(x: Tensor, rows: int, sub: int) -> bool:
+    """Say whether TMA can fetch tiles of a tensor: sub-blocks are whole tiles, and all lies on 16 bytes.
+
+    A tile has 128 bytes at least: in a pipeline's buffers the next one would lie off the alignment.
+    """
+    if sub != rows or not x.numel() or not has_tma(x.device):
+        return False
+    step = ALIGNMENT // x.element_size()
+    widths = tuple(x.shape[3:])
+    return (
+        widths == tuple(map(padded, widths))
+        and math.prod((rows, *widths)) * x.element_size() >= _BUFFER_ALIGNMENT
+        and x.data_ptr() % ALIGNMENT == 0
+        and all(stride > 0 and stride % step == 0 for stride in x.stride()[:-1])
+    )
 
 
 @functools.cache
 def has_tma(device: torch.device) -> bool:
-    """Say whether a device has the bulk copy engine."""
+    """Say whether a device has the tensor memory accelerator."""
     return (
         device.type == "cuda"
         and torch.version.hip is None

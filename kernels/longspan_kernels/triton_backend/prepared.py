@@ -1,96 +1,131 @@
-"""What a kind of call needs, worked out at its first: schedules, sizes, launches of its kernels."""
+"""The kernels of a call, prepared once and then launched: a closure for the forward, one for the backward.
+
+`prepare_forward` and `prepare_backward` choose configurations, make schedules and look up compiled kernels;
+what they return allocates the results and launches. It serves every call with an equal `cache_key`
+(`backend.py`), and keeps no tensor of the call that it was prepared for.
+
+Shapes in this file: B batch, H query heads, K key heads, L queries, M keys, D width of q and k, E width of v.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longspan_kernels.arguments import Arguments
-from longspan_kernels.strides import empty_as
-from longspan_kernels.triton_backend.call import SLICE, Call, tile_of
+from longspan_kernels.arguments import Arguments, empty_as
 from longspan_kernels.triton_backend.columns import WorkTileColumn
-from longspan_kernels.triton_backend.kernel_configs import Sizes, settled
+from longspan_kernels.triton_backend.kernel_configs import ConfigChoice
 from longspan_kernels.triton_backend.kernels import backward as backward_kernels
 from longspan_kernels.triton_backend.kernels import forward as forward_kernels
 from longspan_kernels.triton_backend.kernels.structs import Strided
-from longspan_kernels.triton_backend.launch import LOG2E, Launch, Tiles, dropout_of, masks_of, operand, padded
-from longspan_kernels.triton_backend.schedule import TileSchedule
+from longspan_kernels.triton_backend.launch import (
+    LOG2E,
+    SLICE,
+    CallShape,
+    KernelPlan,
+    Launch,
+    TmaDescriptor,
+    can_use_tma,
+    descriptor_of,
+    dropout_of,
+    masks_of,
+    operand,
+    padded,
+)
+
+# (q, k, v, arguments) -> context [B, H, L, E], log-sum-exp [B, H, L]
+Forward = Callable[[Tensor, Tensor, Tensor, Arguments], tuple[Tensor, Tensor]]
+# (q, k, v, out, lse, grad, grad_lse, arguments) -> dq, dk, dv, dbias, dtable
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]
 
 
-class Forward:
-    """The forward of a kind of call."""
+def prepare_forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, choice: ConfigChoice) -> Forward:
+    """Prepare the forward of calls like this one.
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, sizes: Sizes | None = None
-    ) -> None:
-        call = self._call = Call.of(q, k, v, arguments.layout)
-        self.settled = sizes is not None or settled(*call.kind)
-        size, schedule = self._size, self._schedule = call.schedule(
-            arguments, "forward", sizes, by_keys=False
-        )
-        self._shape = call.shape(arguments, size, schedule)
-        self._tables, self._lengths = call.tables(schedule), call.lengths()
-        fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
-        self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
-        self._attend = Launch(
-            forward_kernels.attention_fwd_kernel, call.programs(schedule.work_tiles, schedule), size.launch()
-        )
-        self._combine = Launch(forward_kernels.combine_splits_kernel, call.slices(schedule, size.q_tile))
-        self._combined = (call.heads, call.q[2], call.lead, call.v[3], padded(call.v[3]))
+    Args:
+        q: ``[B, H, L, D]``, contiguous along D.
+        k: ``[B, K, M, D]``, likewise.
+        v: ``[B, K, M, E]``, likewise.
+        arguments: the options.
+        choice: the configurations.
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
-        """Return the context and the log-sum-exp."""
-        call, schedule, size = self._call, self._schedule, self._size
-        out = empty_as(q, (*call.q[:3], call.v[3]), call.dtype)
-        lse = torch.empty(call.q[:3], dtype=torch.float32, device=call.device)
-        partial_out = call.partials(schedule, lse, size.q_tile, call.v[3])
-        partial_lse = call.partials(schedule, lse, size.q_tile)
-        self._attend(
+    """
+    call = CallShape.of(q, k, v, arguments)
+    plan = KernelPlan(call, arguments, "forward", choice)
+    schedule, q_tile = plan.schedule, plan.config.q_tile
+    k_tma, v_tma = _key_descriptors(plan, k, v)
+    attend = Launch(forward_kernels.attention_fwd_kernel, plan.grid, plan.config.launch_options())
+    combine = Launch(forward_kernels.combine_splits_kernel, plan.slice_grid(q_tile))
+    combine_numbers = (
+        schedule.tile_blocks, schedule.split_tiles, 0, schedule.split_tiles.shape[0], 0,
+        schedule.num_partials, call.heads, call.q_len, call.query_offset, call.value_dim,
+        padded(call.value_dim), q_tile, plan.sub, SLICE, schedule.shared,
+    )  # fmt: skip
+    lse_shape = (call.batch, call.heads, call.q_len)
+    out_shape = (*lse_shape, call.value_dim)
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        out = empty_as(q, out_shape, call.dtype)
+        lse = torch.empty(lse_shape, dtype=torch.float32, device=call.device)
+        partial_out = plan.partials(lse, q_tile, call.value_dim)
+        partial_lse = plan.partials(lse, q_tile)
+        attend.run(
             operand(q), operand(k), operand(v), operand(out), lse, partial_out, partial_lse,
-            tile_of(self._k_tiles, k), tile_of(self._v_tiles, v), *self._tables, *self._lengths,
+            descriptor_of(k_tma, k), descriptor_of(v_tma, v), *plan.tables, *plan.lengths,
             arguments.scale * LOG2E, arguments.left, arguments.right, masks_of(arguments),
-            dropout_of(arguments), self._shape,
+            dropout_of(arguments), plan.shape,
         )  # fmt: skip
         if schedule.num_partials:
-            heads, q_len, lead, width, wide = self._combined
-            self._combine(
-                operand(out), lse, partial_out, partial_lse, schedule.tile_blocks, schedule.split_tiles, 0,
-                schedule.split_tiles.shape[0], 0, schedule.num_partials, heads, q_len, lead, width, wide,
-                size.q_tile, call.sub(size), SLICE, schedule.shared,
-            )  # fmt: skip
+            combine.run(operand(out), lse, partial_out, partial_lse, *combine_numbers)
         return out, lse
 
+    return forward
 
-class Backward:
-    """The backward of a kind of call."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        grad: Tensor,
-        arguments: Arguments,
-        bias_gradient: bool,
-        table_gradient: bool,
-        sizes: Sizes | None = None,
-    ) -> None:
-        call = self._call = Call.of(q, k, v, arguments.layout)
-        self.settled = sizes is not None or settled(*call.kind)
-        self._bias = arguments.bias is not None and bias_gradient
-        # A bias of one number a query or key takes the sums that the kernels of dq, dk and dv make anyway.
-        shape = arguments.bias.shape if arguments.bias is not None and bias_gradient else (0,) * 4
-        self._row_sums = self._bias and shape[3] == 1
-        self._column_sums = self._bias and not self._row_sums and shape[2] == 1
-        self._queries = _Queries(call, arguments, sizes, k, v, self._row_sums, table_gradient)
-        self._keys = _Keys(call, arguments, sizes, q, grad, self._statistics(), self._column_sums)
-        pairs = self._bias and not self._row_sums and not self._column_sums
-        self._pairs = _Pairs(call, arguments, sizes, tuple(shape)) if pairs else None
+def prepare_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    arguments: Arguments,
+    bias_gradient: bool,
+    table_gradient: bool,
+    choice: ConfigChoice,
+) -> Backward:
+    """Prepare the backward of calls like this one.
 
-    def __call__(
-        self,
+    Args:
+        q: ``[B, H, L, D]``, contiguous along D.
+        k: ``[B, K, M, D]``, likewise.
+        v: ``[B, K, M, E]``, likewise.
+        grad: the gradient of the context, ``[B, H, L, E]``, contiguous along E.
+        arguments: the options.
+        bias_gradient: whether the gradient of the bias is wanted.
+        table_gradient: whether that of the table of distances is.
+        choice: the configurations.
+
+    """
+    call = CallShape.of(q, k, v, arguments)
+    bias_shape = tuple(arguments.bias.shape) if arguments.bias is not None and bias_gradient else None
+    # A bias with one number a query or a key takes the sums that the kernels of dq, dk and dv make anyway.
+    by_row = bias_shape is not None and bias_shape[3] == 1
+    by_column = bias_shape is not None and not by_row and bias_shape[2] == 1
+    statistics_shape = (2, call.batch, call.heads, call.q_len)
+
+    def statistics() -> Tensor:
+        """Allocate what the kernel of dq hands to the others for each query: lse_log2 and delta."""
+        return torch.empty(statistics_shape, dtype=torch.float32, device=call.device)
+
+    dq_of = _prepare_dq(call, k, v, arguments, choice, by_row, table_gradient)
+    dkdv_of = _prepare_dkdv(call, q, grad, statistics(), arguments, choice, by_column)
+    dbias_of = None
+    if bias_shape is not None and not by_row and not by_column:
+        dbias_of = _prepare_dbias(call, arguments, choice, bias_shape)
+
+    def backward(
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -100,69 +135,59 @@ class Backward:
         grad_lse: Tensor | None,
         arguments: Arguments,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return the gradients of q, k, v, the bias and the table."""
-        bias = arguments.bias if self._bias else None
-        log2, delta = self._statistics()
-        common = (
+        lse_log2, delta = statistics()
+        options = (
             arguments.scale * LOG2E, arguments.scale, arguments.left, arguments.right, masks_of(arguments),
             dropout_of(arguments),
         )  # fmt: skip
-        dq, row_sums, dtable = self._queries(q, k, v, out, grad, lse, grad_lse, delta, log2, common)
-        dk, dv, column_sums = self._keys(q, k, v, grad, delta, log2, common)
+        dq, row_sums, dtable = dq_of(q, k, v, out, grad, lse, grad_lse, delta, lse_log2, options)
+        dk, dv, column_sums = dkdv_of(q, k, v, grad, delta, lse_log2, options)
         if dtable is not None and arguments.relative_table is not None:
             table = arguments.relative_table
             dtable = dtable[:, : table.shape[0]].t().to(table.dtype).contiguous()
-        if bias is None:
+        if arguments.bias is None or bias_shape is None:
             return dq, dk, dv, None, dtable
-        if self._pairs is not None:
-            dbias = self._pairs(q, k, v, grad, delta, log2, common)
-        elif row_sums is not None:
+        if by_row:
             dbias = row_sums[..., None]
-        else:
-            assert column_sums is not None
+        elif by_column:
             dbias = column_sums[:, :, None]
-        return dq, dk, dv, dbias.sum_to_size(bias.shape).to(bias.dtype), dtable
+        else:
+            dbias = dbias_of(q, k, v, grad, delta, lse_log2, options)
+        return dq, dk, dv, dbias.sum_to_size(bias_shape).to(arguments.bias.dtype), dtable
 
-    def _statistics(self) -> Tensor:
-        """Room for what dq's kernel tells the others of each query: log2 and delta."""
-        return torch.empty(2, *self._call.q[:3], dtype=torch.float32, device=self._call.device)
+    return backward
 
 
-class _Queries:
-    """dq, and for the other kernels of the backward what they need of each query."""
+def _prepare_dq(
+    call: CallShape,
+    k: Tensor,
+    v: Tensor,
+    arguments: Arguments,
+    choice: ConfigChoice,
+    with_row_sums: bool,
+    with_bucket_sums: bool,
+) -> Callable[..., Any]:
+    """Prepare dq, and lse_log2 and delta of each query for the other kernels of the backward."""
+    plan = KernelPlan(call, arguments, "queries", choice, split=not with_row_sums)
+    schedule, q_tile = plan.schedule, plan.config.q_tile
+    k_tma, v_tma = _key_descriptors(plan, k, v)
+    launch = Launch(backward_kernels.attention_bwd_dq_kernel, plan.grid, plan.config.launch_options())
+    add_splits = _prepare_sum(plan, call.q_len, call.query_offset, q_tile)
+    dq_shape = (call.batch, call.heads, call.q_len, call.dim)
+    # Where heads have layouts of their own: the work tiles of each head.
+    work_tiles_of = None
+    if with_bucket_sums and not schedule.shared:
+        head_of = schedule.work_tiles[:, WorkTileColumn.HEAD]
+        work_tiles_of = [(head_of == head).nonzero()[:, 0] for head in range(call.heads)]
 
-    def __init__(
-        self,
-        call: Call,
-        arguments: Arguments,
-        sizes: Sizes | None,
-        k: Tensor,
-        v: Tensor,
-        row_sums: bool,
-        table_sums: bool,
-    ) -> None:
-        size, schedule = self._size, self._schedule = call.schedule(
-            arguments, "queries", sizes, by_keys=False, split=not row_sums
-        )
-        self._call, self._sums = call, row_sums
-        self._shape = call.shape(arguments, size, schedule)
-        self._tables, self._lengths = call.tables(schedule), call.lengths()
-        fetched = all(Tiles.serve(x, size.k_tile, call.sub(size)) for x in (k, v))
-        self._k_tiles, self._v_tiles = (Tiles(x, size.k_tile) if fetched else None for x in (k, v))
-        programs = self._programs = call.programs(schedule.work_tiles, schedule)
-        self._table_sums = table_sums
-        # Where heads have items of their own, which those of each head are.
-        self._items = None
-        if table_sums and not schedule.shared:
-            self._items = [
-                (schedule.work_tiles[:, WorkTileColumn.HEAD] == head).nonzero()[:, 0]
-                for head in range(call.heads)
-            ]
-        self._differentiate = Launch(backward_kernels.attention_bwd_dq_kernel, programs, size.launch())
-        self._add = _Add(call, schedule, call.q[2], call.lead, size.q_tile, call.sub(size))
+    def by_head(sums: Tensor) -> Tensor:
+        """Add up the sums of the programs of each head, in their order: ``[H, buckets]``."""
+        sums = sums.view(call.batch, -1, sums.shape[1]).sum(0)
+        if work_tiles_of is None:
+            return sums.view(call.heads, -1, sums.shape[1]).sum(1)
+        return torch.stack([sums[work_tiles].sum(0) for work_tiles in work_tiles_of])
 
-    def __call__(
-        self,
+    def dq_of(
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -171,159 +196,163 @@ class _Queries:
         lse: Tensor,
         grad_lse: Tensor | None,
         delta: Tensor,
-        log2: Tensor,
-        common: tuple[Any, ...],
+        lse_log2: Tensor,
+        options: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        call = self._call
-        dq = empty_as(q, call.q, call.dtype)
-        sums = torch.empty(call.q[:3], dtype=torch.float32, device=call.device) if self._sums else None
-        *_, masks, _ = common
-        bucket_sums = None
-        if self._table_sums:
-            shape = (self._programs[0], masks.distances.PADDED.value)
-            bucket_sums = torch.empty(shape, dtype=torch.float32, device=call.device)
-        partial = call.partials(self._schedule, delta, self._size.q_tile, call.q[3])
-        self._differentiate(
-            operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, log2,
-            operand(dq), partial, sums, bucket_sums, tile_of(self._k_tiles, k), tile_of(self._v_tiles, v),
-            *self._tables, *self._lengths, *common, self._shape,
+        dq = empty_as(q, dq_shape, call.dtype)
+        row_sums = bucket_sums = None
+        if with_row_sums:
+            row_sums = torch.empty(dq_shape[:3], dtype=torch.float32, device=call.device)
+        if with_bucket_sums:
+            buckets = options[4].distances.PADDED.value
+            bucket_sums = torch.empty((plan.grid[0], buckets), dtype=torch.float32, device=call.device)
+        partial = plan.partials(delta, q_tile, call.dim)
+        launch.run(
+            operand(q), operand(k), operand(v), operand(out), operand(grad), lse, grad_lse, delta, lse_log2,
+            operand(dq), partial, row_sums, bucket_sums, descriptor_of(k_tma, k), descriptor_of(v_tma, v),
+            *plan.tables, *plan.lengths, *options, plan.shape,
         )  # fmt: skip
-        self._add(dq, partial)
-        return dq, sums, None if bucket_sums is None else self._of_heads(bucket_sums)
+        if add_splits is not None:
+            add_splits(dq, partial)
+        return dq, row_sums, None if bucket_sums is None else by_head(bucket_sums)
 
-    def _of_heads(self, sums: Tensor) -> Tensor:
-        """Add up what the programs of each head summed, in their order: ``[heads, numbers]``."""
-        sums = sums.view(self._call.batch, -1, sums.shape[1]).sum(0)
-        if self._schedule.shared:
-            return sums.view(self._call.heads, -1, sums.shape[1]).sum(1)
-        assert self._items is not None
-        return torch.stack([sums[items].sum(0) for items in self._items])
+    return dq_of
 
 
-class _Keys:
-    """dk and dv."""
+def _prepare_dkdv(
+    call: CallShape,
+    q: Tensor,
+    grad: Tensor,
+    statistics: Tensor,
+    arguments: Arguments,
+    choice: ConfigChoice,
+    with_column_sums: bool,
+) -> Callable[..., Any]:
+    """Prepare dk and dv."""
+    plan = KernelPlan(call, arguments, "keys", choice, by_keys=True, split=not with_column_sums)
+    q_tile, k_tile = plan.config.q_tile, plan.config.k_tile
 
-    def __init__(
-        self,
-        call: Call,
-        arguments: Arguments,
-        sizes: Sizes | None,
-        q: Tensor,
-        grad: Tensor,
-        statistics: Tensor,
-        column_sums: bool,
-    ) -> None:
-        size, schedule = self._size, self._schedule = call.schedule(
-            arguments, "keys", sizes, by_keys=True, split=not column_sums
-        )
-        self._call, self._sums = call, column_sums
-        self._shape = call.shape(arguments, size, schedule, by_keys=True)
-        self._tables, self._lengths = call.tables(schedule), call.lengths()
-        # With a lead the blocks of queries do not begin at multiples of the tile.
-        sub, wanted = call.sub(size), (q, grad, *statistics)
-        served = [call.lead == 0 and Tiles.serve(x, size.q_tile, sub) for x in wanted]
-        # Both of q and the gradient, and both of the others.
-        served = [served[0] and served[1]] * 2 + [served[2] and served[3]] * 2
-        self._tiles = [Tiles(x, size.q_tile) if its else None for x, its in zip(wanted, served, strict=True)]
-        programs = call.programs(schedule.work_tiles, schedule)
-        self._differentiate = Launch(backward_kernels.attention_bwd_dkdv_kernel, programs, size.launch())
-        self._add = _Add(call, schedule, call.k[2], 0, size.k_tile, call.sub(size))
+    def descriptors(*tensors: Tensor) -> tuple[TmaDescriptor | None, ...]:
+        # With an offset the blocks of queries do not begin at multiples of the tile.
+        uses_tma = call.query_offset == 0 and all(can_use_tma(x, q_tile, plan.sub) for x in tensors)
+        return tuple(TmaDescriptor(x, q_tile) if uses_tma else None for x in tensors)
 
-    def __call__(
-        self,
+    q_tma, grad_tma = descriptors(q, grad)
+    lse_tma, delta_tma = descriptors(*statistics)
+    launch = Launch(backward_kernels.attention_bwd_dkdv_kernel, plan.grid, plan.config.launch_options())
+    add_splits = _prepare_sum(plan, call.k_len, 0, k_tile)
+    sums_shape = (call.batch, call.heads, call.k_len)
+    dk_shape, dv_shape = (*sums_shape, call.dim), (*sums_shape, call.value_dim)
+
+    def of_key_heads(x: Tensor) -> Tensor:
+        """Add up the parts of the query heads that share a key head, in order."""
+        return x.view(call.batch, -1, call.group, *x.shape[2:]).sum(2).to(call.dtype)
+
+    def dkdv_of(
         q: Tensor,
         k: Tensor,
         v: Tensor,
         grad: Tensor,
         delta: Tensor,
-        log2: Tensor,
-        common: tuple[Any, ...],
+        lse_log2: Tensor,
+        options: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        call, tile = self._call, self._size.k_tile
-        batch, heads, k_len = call.batch, call.heads, call.k[2]
-        shapes = (batch, heads, k_len, call.q[3]), (batch, heads, k_len, call.v[3])
         if call.group == 1:
-            dk, dv = (empty_as(x, shape, call.dtype) for x, shape in zip((k, v), shapes, strict=True))
+            dk, dv = empty_as(k, dk_shape, call.dtype), empty_as(v, dv_shape, call.dtype)
         else:
-            # Query heads that share a key head each write their part, added up in order below.
-            dk, dv = (torch.empty(shape, dtype=torch.float32, device=call.device) for shape in shapes)
-        sums = None
-        if self._sums:
-            sums = torch.empty(batch, heads, k_len, dtype=torch.float32, device=call.device)
-        partial_dk = call.partials(self._schedule, delta, tile, call.q[3])
-        partial_dv = call.partials(self._schedule, delta, tile, call.v[3])
-        self._differentiate(
-            operand(q), operand(k), operand(v), operand(grad), log2, delta, operand(dk), operand(dv),
-            partial_dk, partial_dv, sums, *self._fetched(q, grad, log2, delta), *self._tables,
-            *self._lengths, *common, self._shape,
+            # Each query head writes its part of the gradient of its key head.
+            dk = torch.empty(dk_shape, dtype=torch.float32, device=call.device)
+            dv = torch.empty(dv_shape, dtype=torch.float32, device=call.device)
+        column_sums = None
+        if with_column_sums:
+            column_sums = torch.empty(sums_shape, dtype=torch.float32, device=call.device)
+        partial_dk = plan.partials(delta, k_tile, call.dim)
+        partial_dv = plan.partials(delta, k_tile, call.value_dim)
+        launch.run(
+            operand(q), operand(k), operand(v), operand(grad), lse_log2, delta, operand(dk), operand(dv),
+            partial_dk, partial_dv, column_sums, descriptor_of(q_tma, q), descriptor_of(grad_tma, grad),
+            descriptor_of(lse_tma, lse_log2), descriptor_of(delta_tma, delta), *plan.tables, *plan.lengths,
+            *options, plan.shape,
         )  # fmt: skip
-        self._add(dk, partial_dk, dv, partial_dv)
+        if add_splits is not None:
+            add_splits(dk, partial_dk, dv, partial_dv)
         if call.group > 1:
-            dk = dk.view(batch, -1, call.group, k_len, call.q[3]).sum(2).to(call.dtype)
-            dv = dv.view(batch, -1, call.group, k_len, call.v[3]).sum(2).to(call.dtype)
-        return dk, dv, sums
+            dk, dv = of_key_heads(dk), of_key_heads(dv)
+        return dk, dv, column_sums
 
-    def _fetched(self, *tensors: Tensor) -> tuple[Any, ...]:
-        return tuple(tile_of(tiles, x) for tiles, x in zip(self._tiles, tensors, strict=True))
+    return dkdv_of
 
 
-class _Add:
-    """The sums of what the segments of split tiles computed."""
+def _prepare_sum(plan: KernelPlan, length: int, offset: int, tile: int) -> Callable[..., None] | None:
+    """Prepare the sums of the segments of split tiles; None if no tile is split.
 
-    def __init__(
-        self, call: Call, schedule: TileSchedule, length: int, lead: int, tile: int, sub: int
+    Of a gradient as wide as queries, and on request of a second one as wide as values.
+    """
+    call, schedule = plan.call, plan.schedule
+    if not schedule.num_partials:
+        return None
+    numbers = (
+        schedule.tile_blocks, schedule.split_tiles, 0, schedule.split_tiles.shape[0], 0,
+        schedule.num_partials, call.heads, length, offset, call.dim, padded(call.dim), call.value_dim,
+        padded(call.value_dim), tile, plan.sub, SLICE, schedule.shared,
+    )  # fmt: skip
+    launch = Launch(backward_kernels.sum_splits_kernel, plan.slice_grid(tile))
+
+    def add_splits(
+        out: Tensor, partial: Tensor, second: Tensor | None = None, second_partial: Tensor | None = None
     ) -> None:
-        widths = (call.q[3], padded(call.q[3]), call.v[3], padded(call.v[3]))
-        self._tail = (
-            schedule.tile_blocks, schedule.split_tiles, 0, schedule.split_tiles.shape[0], 0,
-            schedule.num_partials, call.heads, length, lead, *widths, tile, sub, SLICE, schedule.shared,
-        )  # fmt: skip
-        self._split = schedule.num_partials > 0
-        self._add = Launch(backward_kernels.sum_splits_kernel, call.slices(schedule, tile))
+        if second is None:
+            launch.run(operand(out), partial, operand(out), partial, *numbers, False)
+        else:
+            launch.run(operand(out), partial, operand(second), second_partial, *numbers, True)
 
-    def __call__(
-        self, whole: Tensor, partial: Tensor, second: Tensor | None = None, others: Tensor | None = None
-    ) -> None:
-        """Add into a gradient as wide as queries, and into a second as wide as values."""
-        if self._split:
-            both = second is not None
-            stand_in = operand(second if second is not None else whole)
-            self._add(operand(whole), partial, stand_in, others if both else partial, *self._tail, both)
+    return add_splits
 
 
-class _Pairs:
-    """The gradient of a bias that has queries and keys."""
+def _prepare_dbias(
+    call: CallShape, arguments: Arguments, choice: ConfigChoice, bias_shape: tuple[int, ...]
+) -> Callable[..., Tensor]:
+    """Prepare the gradient of a bias that has queries and keys."""
+    plan = KernelPlan(call, arguments, "bias", choice)
+    schedule = plan.schedule
+    # Each program adds up the batch entries and heads over which the bias broadcasts.
+    batches, batch_step = (1, 1) if bias_shape[0] == call.batch else (call.batch, 0)
+    heads, head_step = (call.heads, 0) if schedule.shared and bias_shape[1] != call.heads else (1, 1)
+    dbias_heads = bias_shape[1] if schedule.shared else call.heads
+    dbias_shape = (bias_shape[0], dbias_heads, call.q_len, call.k_len)
+    grid = (schedule.work_tiles.shape[0], bias_shape[0], dbias_heads if schedule.shared else 1)
+    launch = Launch(backward_kernels.attention_bwd_dbias_kernel, grid, plan.config.launch_options())
+    numbers = (
+        schedule.step_blocks, schedule.pair_bits, schedule.tile_blocks, schedule.work_tiles, call.heads,
+        batches, heads, batch_step, head_step, call.group, *plan.lengths[1:],
+    )  # fmt: skip
 
-    def __init__(self, call: Call, arguments: Arguments, sizes: Sizes | None, bias: tuple[int, ...]) -> None:
-        size, schedule = call.schedule(arguments, "bias", sizes, by_keys=False)
-        own_heads = bias[1] if schedule.shared else call.heads
-        self._dbias = (bias[0], own_heads, call.q[2], call.k[2])
-        batches, batch_step = (1, 1) if bias[0] == call.batch else (call.batch, 0)
-        heads, head_step = (call.heads, 0) if schedule.shared and bias[1] != call.heads else (1, 1)
-        self._head = (
-            schedule.step_blocks, schedule.pair_bits, schedule.tile_blocks, schedule.work_tiles, call.heads,
-            batches, heads,
-        )  # fmt: skip
-        self._lengths = (batch_step, head_step, call.group, *call.lengths()[1:])
-        self._shape = call.shape(arguments, size, schedule)
-        grid = (schedule.work_tiles.shape[0], bias[0], own_heads if schedule.shared else 1)
-        self._differentiate = Launch(backward_kernels.attention_bwd_dbias_kernel, grid, size.launch())
-
-    def __call__(
-        self,
+    def dbias_of(
         q: Tensor,
         k: Tensor,
         v: Tensor,
         grad: Tensor,
         delta: Tensor,
-        log2: Tensor,
-        common: tuple[Any, ...],
+        lse_log2: Tensor,
+        options: tuple[Any, ...],
     ) -> Tensor:
-        """Return it as ``[its batch, its heads or all, q_len, k_len]``, float32."""
-        dbias = torch.zeros(self._dbias, dtype=torch.float32, device=q.device)
-        scale, _, *rest = common
-        self._differentiate(
-            operand(q), operand(k), operand(v), operand(grad), log2, delta, Strided(dbias, dbias.stride()),
-            *self._head, *self._lengths, scale, *rest, self._shape,
+        """Return it as ``[bias's batch, bias's heads or H, L, M]``, float32."""
+        dbias = torch.zeros(dbias_shape, dtype=torch.float32, device=call.device)
+        scale, _, *other_options = options
+        launch.run(
+            operand(q), operand(k), operand(v), operand(grad), lse_log2, delta,
+            Strided(dbias, dbias.stride()), *numbers, scale, *other_options, plan.shape,
         )  # fmt: skip
         return dbias
+
+    return dbias_of
+
+
+def _key_descriptors(
+    plan: KernelPlan, k: Tensor, v: Tensor
+) -> tuple[TmaDescriptor | None, TmaDescriptor | None]:
+    """Describe keys and values to TMA, both or neither."""
+    k_tile = plan.config.k_tile
+    if not all(can_use_tma(x, k_tile, plan.sub) for x in (k, v)):
+        return None, None
+    return TmaDescriptor(k, k_tile), TmaDescriptor(v, k_tile)

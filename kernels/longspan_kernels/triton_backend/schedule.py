@@ -29,8 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longspan_kernels.layout import BlockLayout
-from longspan_kernels.layout.csr import rows_of
+from longspan_kernels.layout.csr import BlockCSR, rows_of
 from longspan_kernels.triton_backend.columns import EVERY_HEAD, WHOLE, SplitTileColumn, WorkTileColumn
 from longspan_kernels.triton_backend.tiling import Tiling, make_tiling
 
@@ -92,7 +91,7 @@ class TileSchedule:
 
 
 def make_schedule(
-    layout: BlockLayout,
+    layout: BlockCSR,
     q_len: int,
     k_len: int,
     left: int | None,
@@ -117,7 +116,7 @@ def make_schedule(
         max_split_steps: most steps of a work tile; chosen from the amount of work if not given.
 
     """
-    sub, query_offset = min(layout.block, q_tile, k_tile), layout.lead
+    sub, query_offset = min(layout.block, q_tile, k_tile), layout.query_offset
     q_blocks, k_blocks = -(-(query_offset + q_len) // sub), -(-k_len // sub)
     layout_of, row, column = _sub_blocks(layout, q_blocks, k_blocks, sub)
     is_seen, is_cut = _visibility(row, column, sub, query_offset, q_len, k_len, left, right)
@@ -163,7 +162,7 @@ def make_schedule(
     )
 
 
-def _sub_blocks(layout: BlockLayout, q_blocks: int, k_blocks: int, sub: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sub_blocks(layout: BlockCSR, q_blocks: int, k_blocks: int, sub: int) -> tuple[Tensor, Tensor, Tensor]:
     """Kept sub-blocks that hold any token: layout, row and column of each."""
     row, column = rows_of(layout.row_offsets.long()), layout.columns.long()
     fold = layout.block // sub
@@ -275,7 +274,7 @@ def _as_int32(bits: Tensor) -> Tensor:
 
 
 def _split(
-    first: Tensor, ends: Sequence[Tensor], layout: BlockLayout, tiling: Tiling, max_split_steps: int
+    first: Tensor, ends: Sequence[Tensor], layout: BlockCSR, tiling: Tiling, max_split_steps: int
 ) -> tuple[Tensor, Tensor, int]:
     """Split long tiles: tables of work tiles and of split tiles, int64, and the number of partial results."""
     num_steps = ends[_TOKEN_MASK]
@@ -330,7 +329,7 @@ def _longest_first(work_tiles: Tensor) -> tuple[Tensor, int]:
     return torch.cat([work_tiles[is_long], others]), int(is_long.sum())
 
 
-def _per_head(table: Tensor, layout_of: Tensor, layout: BlockLayout) -> Tensor:
+def _per_head(table: Tensor, layout_of: Tensor, layout: BlockCSR) -> Tensor:
     """Rows of each layout, repeated for each head that has it, with the head's number."""
     parts = []
     for head, its_layout in enumerate(layout.head_layouts.tolist()):
@@ -345,7 +344,7 @@ _schedules: OrderedDict[tuple[object, ...], TileSchedule] = OrderedDict()
 
 
 def schedule_for(
-    layout: BlockLayout,
+    layout: BlockCSR,
     q_len: int,
     k_len: int,
     left: int | None,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from longspan.sparsity import DenseSparsityConfig, SparsityConfig
 from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.layout.handles import LayoutHandle, constant_in_graphs, pin
+from longspan_kernels.layout.handles import LayoutHandle, constant_in_graphs, keep_for_graph
 from longspan_kernels.relative import RelativeBias
 
 _MODES = ("add", "mul")
@@ -182,7 +182,7 @@ def _pinned(parts: tuple[Any, ...], k_len: int, q_len: int) -> tuple[Any, ...]:
     The pattern arrives as class and arguments, which Dynamo guards by value; the pattern made from them is
     equal and has the same layouts.
     """
-    return pin(_layout_of(_rebuild(parts), k_len, q_len))
+    return keep_for_graph(_layout_of(_rebuild(parts), k_len, q_len))
 
 
 def _rebuild(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Where tuned sizes are remembered: one small JSON file for each GPU, software and kind of call.
+"""Files of tuned configurations: a small JSON file for each GPU, software version and kind of call.
 
-A file is written whole and put in its place in one step, so that readers in other processes see all of it or
-nothing. Whatever cannot be read counts as absent, whatever cannot be written is said and let go.
+A file is written whole and renamed in one step, so that readers in other processes see all of it or nothing.
+A file that cannot be read counts as absent; one that cannot be written is logged and does not stop the call.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import longspan_kernels
-from longspan_kernels.triton_backend.kernel_configs import Size, Sizes
+from longspan_kernels.triton_backend.kernel_configs import KernelConfig, KernelConfigs
 
 logger = logging.getLogger(__name__)
 
-# The folder of the whole package.
-SOURCES = Path(longspan_kernels.__file__).parent
+# The folder of the whole package. By this file, since importing the package here would be a circle.
+SOURCES = Path(__file__).parents[2]
 
 
 def cache_directory() -> Path | None:
-    """Give the directory of the files: ``LONGSPAN_CACHE_DIR``, else ``longspan`` in the user's cache.
+    """Return the directory of the files: ``LONGSPAN_CACHE_DIR``, else ``longspan`` in the user's cache.
 
     None where there is no home directory either.
     """
@@ -46,7 +45,7 @@ def cache_directory() -> Path | None:
 
 @functools.cache
 def source_hash() -> str:
-    """Give a hash of the sources of this package: after any change of them sizes are timed anew."""
+    """Return a hash of the sources of this package: any change of them has configurations timed anew."""
     digest = hashlib.sha256()
     for file in sorted(SOURCES.rglob("*.py")):
         digest.update(file.relative_to(SOURCES).as_posix().encode() + b"\0" + file.read_bytes())
@@ -54,7 +53,7 @@ def source_hash() -> str:
 
 
 def path_of(key: dict[str, Any]) -> Path | None:
-    """Give the file of a key, which need not exist; None where nothing can be remembered."""
+    """Return the file of a key, which need not exist; None where nothing can be remembered."""
     directory = cache_directory()
     if directory is None:
         return None
@@ -63,8 +62,8 @@ def path_of(key: dict[str, Any]) -> Path | None:
     return directory / f"sizes-{name}-{digest}.json"
 
 
-def read(key: dict[str, Any]) -> Sizes | None:
-    """Give the sizes that are remembered for a key, None if there are none that can be read."""
+def read(key: dict[str, Any]) -> KernelConfigs | None:
+    """Return the configurations remembered for a key, None if there is no file that can be read."""
     path = path_of(key)
     if path is None:
         return None
@@ -72,10 +71,10 @@ def read(key: dict[str, Any]) -> Sizes | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] != key:
             raise ValueError(f"it is for {stored['key']}")
-        names = {field.name for field in dataclasses.fields(Sizes)}
+        names = {field.name for field in dataclasses.fields(KernelConfigs)}
         if stored["sizes"].keys() != names:
             raise ValueError(f"sizes must be those of {', '.join(sorted(names))}")
-        return Sizes(**{name: Size(**size) for name, size in stored["sizes"].items()})
+        return KernelConfigs(**{name: KernelConfig(**size) for name, size in stored["sizes"].items()})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -83,12 +82,12 @@ def read(key: dict[str, Any]) -> Sizes | None:
         return None
 
 
-def write(key: dict[str, Any], sizes: Sizes, about: dict[str, Any]) -> Path | None:
-    """Remember sizes for a key; return the file, None (and say so) where it cannot be written.
+def write(key: dict[str, Any], configs: KernelConfigs, about: dict[str, Any]) -> Path | None:
+    """Remember configurations for a key; return the file, None (with a warning) if it cannot be written.
 
     Args:
-        key: what the sizes hold for, plain JSON types.
-        sizes: the sizes.
+        key: what the configurations hold for, plain JSON types.
+        configs: the configurations; the file calls them ``sizes``.
         about: more to keep beside them, for people to read, plain JSON types.
 
     """
@@ -96,7 +95,7 @@ def write(key: dict[str, Any], sizes: Sizes, about: dict[str, Any]) -> Path | No
     if path is None:
         logger.warning("tuned sizes are not remembered: no home directory, and LONGSPAN_CACHE_DIR is not set")
         return None
-    text = json.dumps({"key": key, "sizes": dataclasses.asdict(sizes), **about}, indent=1) + "\n"
+    text = json.dumps({"key": key, "sizes": dataclasses.asdict(configs), **about}, indent=1) + "\n"
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
 """What each kernel of a call takes on a GPU: times of the whole suite's cells, kernel by kernel.
 
-    python experiments/attention_speed/kernels.py bigbird/b64/d64/16384 dense/b64/d64/16384
-    python experiments/attention_speed/kernels.py --once CELL   # one call, to run under a profiler
-    python experiments/attention_speed/kernels.py --table experiments/attention_speed/kernels.jsonl
+    python experiments/attention_speed/contenders.py bigbird/b64/d64/16384 dense/b64/d64/16384
+    python experiments/attention_speed/contenders.py --once CELL   # one call, to run under a profiler
+    python experiments/attention_speed/contenders.py --table experiments/attention_speed/kernels.jsonl
 
 For instance, where Nsight Compute is there:
 
     ncu --clock-control none --set full -k regex:attention_ \
-        python experiments/attention_speed/kernels.py --once bigbird/b64/d64/16384
+        python experiments/attention_speed/contenders.py --once bigbird/b64/d64/16384
 
 bfloat16, the public autograd call; the mean over ten calls, the L2 cache flushed before each. TFLOP/s count
 kept pairs of a query and a key: 4 operations a pair and dimension forward, 6 for dq and 8 for dk and dv.
@@ -26,7 +26,7 @@ import torch
 from measure import both, inputs, ours
 from torch.profiler import ProfilerActivity, profile
 
-from longspan_kernels.triton_backend.tuning import config_cache as tuning_cache
+from longspan_kernels.triton_backend.tuning import config_cache
 
 CALLS = 10
 # Matrix products of a kept pair, by kernel: 2 operations a dimension each.
@@ -111,7 +111,7 @@ def main() -> None:
         return
     for name in options.cells:
         found = kernel_times(cell_named(name), options.once)
-        about = {**timing.machine(torch.device("cuda", 0)), "source": tuning_cache.source_hash()}
+        about = {**timing.machine(torch.device("cuda", 0)), "source": config_cache.source_hash()}
         line = json.dumps({"cell": name, **about, "kernels": found})
         print(line if not options.once else f"{name}: called", flush=True)
         if options.out is not None and not options.once:
