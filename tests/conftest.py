@@ -70,6 +70,10 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def pytest_unconfigure(config):
+    gc.unfreeze()  # extension modules complain of what is left at the end
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """A folder with a tiny BERT of 128 positions and its tokenizer of characters."""
