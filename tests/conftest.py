@@ -6,6 +6,7 @@ The cases are the same ones each time, so that a commit passes or fails and not 
 
 import gc
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,51 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+# Tests of more than some five seconds, the longest first, by their names without parameters.
+LONG = [
+    "test_no_kernel_needs_more_than_it_did",
+    "test_under_the_interpreter",
+    "test_the_study_is_made_cut_and_gone_on_with",
+    "test_every_cell_once",
+    "test_command",
+    "test_every_line_of_the_guide_from_deepspeed",
+    "test_compile_without_a_graph_break",
+    "test_launches_are_those_of_triton",
+    "test_real_launches_under_the_interpreter",
+    "test_the_guide_and_what_it_logged",
+    "test_a_smoke_run_and_its_continuation",
+    "test_the_installed_command_trains",
+    "test_a_sweep_that_was_killed_goes_on_where_it_was",
+    "test_two_processes",
+    "test_jobs_beside_each_other",
+    "test_a_real_sweep_from_training_to_the_page",
+]
+
+
+def pytest_collection_modifyitems(items):
+    """Give each process of pytest-xdist its share of the long tests first, so that all end together.
+
+    With ``--dist worksteal`` a process begins with one of equal consecutive parts of the list, and takes from
+    the end of another's when it is through. In a single process the order stays.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers == 1:
+        return
+    rank = {name: place for place, name in enumerate(LONG)}
+    long = [item for item in items if getattr(item, "originalname", item.name) in rank]
+    long.sort(key=lambda item: rank[item.originalname])
+    is_long = set(map(id, long))
+    short = [item for item in items if id(item) not in is_long]
+    count = len(items)
+    items.clear()
+    for worker in range(workers):
+        size = (count - len(items)) // (workers - worker)
+        mine = long[worker::workers]
+        rest = max(0, size - len(mine))
+        items += [*mine, *short[:rest]]
+        del short[:rest]
 
 
 def pytest_collection_finish(session):
