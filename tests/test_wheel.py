@@ -1,4 +1,4 @@
-"""The wheel, installed without the checkout: the configuration comes along and `longspan-train` runs."""
+"""The wheel, installed without the checkout: the configuration comes along and the commands run."""
 
 import json
 import os
@@ -63,6 +63,15 @@ def test_the_installed_command_trains(wheel, tmp_path):
         [python, "-c", where], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
     assert all(line.startswith(str(site)) for line in found.stdout.splitlines())
+
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    for longspan in ([venv / "bin" / "longspan"], [python, "-m", "longspan"]):
+        done = subprocess.run([*longspan, "--help"], check=True, **options)
+        assert "usage: longspan COMMAND" in done.stdout
+        # Refused by the signature in the installed source.
+        done = subprocess.run([*longspan, "train", "sparsity.blok=32"], **options)
+        assert done.returncode == 1
+        assert "unknown key 'sparsity.blok'; allowed: num_heads, block" in done.stderr
 
     command = [venv / "bin" / "longspan-train", "experiment=smoke"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from longspan.sweeps.jobs import collect, note_jobs, record_failure
+from longspan.sweeps.jobs import collect, note_jobs, record_failure, sweep_name
 from longspan.sweeps.seeds_table import group_seeds, seeds_table
 from longspan.sweeps.table import SweepTable
 
@@ -132,3 +132,7 @@ def test_what_is_noted_of_a_run_does_not_split_its_group():
 
 def test_runs_of_one_seed_need_no_second_table():
     assert seeds_table([of_seed("fixed", 0, 2.0), of_seed("dense", 0, 2.0)]) is None
+
+
+def test_there_is_no_sweep_outside_of_one():
+    assert sweep_name() is None
