@@ -1,8 +1,7 @@
 """The floors of the source tree: which room imports which, read from every import statement.
 
 An import goes to a lower floor or stays within its room, and no modules import each other in a circle.
-Imports inside functions and under TYPE_CHECKING count. The lists of exceptions only shrink: an entry that is
-no longer needed fails.
+Imports inside functions and under TYPE_CHECKING count. There are no exceptions.
 """
 
 import ast
@@ -47,14 +46,6 @@ LIBRARIES = {
 KERNEL_EXTRAS = {
     "longspan_kernels.layout.block_layout": {"matplotlib"},
     "longspan_kernels.layout.drawing": {"matplotlib"},
-}
-
-# Imports that close a circle; without them there is none: (importer, imported).
-CIRCLES = {
-    ("longspan_kernels.layout.drawing", "longspan_kernels.layout"),
-    ("longspan_kernels.layout.handles", "longspan_kernels.layout"),
-    ("longspan_kernels.layout.pair_counts", "longspan_kernels.layout"),
-    ("longspan_kernels.triton_backend.kernel_configs", "longspan_kernels.triton_backend.tuning.autotune"),
 }
 
 
@@ -168,13 +159,7 @@ def test_imports_go_down():
 
 
 def test_no_circles():
-    assert circle(project_imports() - CIRCLES) == []
-
-
-@pytest.mark.parametrize("edge", sorted(CIRCLES), ids="->".join)
-def test_each_exception_closes_a_circle(edge):
-    assert edge in project_imports()
-    assert edge[0] in circle(project_imports() - CIRCLES | {edge}), "this exception is no longer needed"
+    assert circle(project_imports()) == []
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -58,11 +58,13 @@ def test_the_installed_command_trains(wheel, tmp_path):
         key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
 
-    where = "import longspan.config.folders as c; print(longspan.__file__); print(c.config_dir())"
+    where = (
+        "import longspan; from longspan.config.folders import config_dir as c; print(longspan.__file__, c())"
+    )
     found = subprocess.run(
         [python, "-c", where], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
-    assert all(line.startswith(str(site)) for line in found.stdout.splitlines())
+    assert all(path.startswith(str(site)) for path in found.stdout.split())
 
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
     for longspan in ([venv / "bin" / "longspan"], [python, "-m", "longspan"]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, backend: str) 
 
     """
     if torch.compiler.is_compiling() or _needs_dispatcher(q, k, v, *arguments.tensors):
-        return attention_op(q, k, v, *_op_inputs(arguments, backend))
+        return attention_op(q, k, v, *OpInputs.of(arguments, backend))
     bias, table = arguments.bias, arguments.relative_table
     if torch.is_grad_enabled() and (
         q.requires_grad
@@ -95,17 +95,36 @@ def _needs_dispatcher(*tensors: Tensor | None) -> bool:
     return False
 
 
-def _op_inputs(arguments: Arguments, backend: str) -> tuple[Any, ...]:
-    """Flatten the options into what the ops take behind q, k and v (and the backward's other tensors)."""
-    # Dynamo may hold the number as a variable one: as an index it is a constant again, with a guard.
-    number = operator.index(arguments.layout.handle.number)
-    return *arguments.tensors, number, *arguments.numbers[1:], backend
+class OpInputs(NamedTuple):
+    """The inputs of the ops behind q, k, v and the backward's other tensors, in the order of their schema."""
 
+    key_padding_mask: Tensor | None
+    attn_mask: Tensor | None
+    bias: Tensor | None
+    document_ids: Tensor | None
+    dropout_seed: Tensor | None
+    relative_table: Tensor | None
+    relative_buckets: Tensor | None
+    slopes: Tensor | None
+    layout: int
+    scale: float
+    left: int | None
+    right: int | None
+    dropout_p: float
+    backend: str
 
-def _arguments_of(op_inputs: tuple[Any, ...]) -> Arguments:
-    """Undo `_op_inputs`, but for the backend's name at the end."""
-    *tensors, number, scale, left, right, dropout_p, _ = op_inputs
-    return Arguments(layout_of(number), scale, left, right, dropout_p, *tensors)
+    @classmethod
+    def of(cls, arguments: Arguments, backend: str) -> OpInputs:
+        """Flatten the options of a call."""
+        # Dynamo may hold the number as a variable one: as an index it is a constant again, with a guard.
+        number = operator.index(arguments.layout.handle.number)
+        _, scale, left, right, dropout_p = arguments.numbers
+        fields = (*arguments.tensors, number, scale, left, right, dropout_p, backend)
+        return cls._make(fields)
+
+    def arguments(self) -> Arguments:
+        """Look the layout up, and make the options again."""
+        return Arguments(layout_of(self.layout), self.scale, self.left, self.right, self.dropout_p, *self[:8])
 
 
 def _no_autocast(q: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -135,7 +154,7 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if through_op:
             with torch._C._AutoDispatchBelowAutograd():
-                out, lse = attention_op(q, k, v, *_op_inputs(arguments, backend))
+                out, lse = attention_op(q, k, v, *OpInputs.of(arguments, backend))
         else:
             with _no_autocast(q):
                 out, lse = load_backend(backend).forward(q, k, v, arguments)
@@ -160,7 +179,7 @@ class _Attention(torch.autograd.Function):
             or _needs_dispatcher(q, k, v, out, lse, grad_out, grad_lse, *tensors)
         ):
             dq, dk, dv, dbias, dtable = attention_backward_op(
-                q, k, v, out, lse, grad_out, grad_lse, *_op_inputs(arguments, ctx.backend), of_bias, of_table
+                q, k, v, out, lse, grad_out, grad_lse, *OpInputs.of(arguments, ctx.backend), of_bias, of_table
             )
         else:
             with _no_autocast(q):
@@ -171,14 +190,15 @@ class _Attention(torch.autograd.Function):
 
 
 def _op_forward(q: Tensor, k: Tensor, v: Tensor, *op_inputs: Any) -> tuple[Tensor, Tensor]:
+    inputs = OpInputs(*op_inputs)
     with _no_autocast(q):
-        return load_backend(op_inputs[-1]).forward(q, k, v, _arguments_of(op_inputs))
+        return load_backend(inputs.backend).forward(q, k, v, inputs.arguments())
 
 
 def _op_autograd(q: Tensor, k: Tensor, v: Tensor, *op_inputs: Any) -> tuple[Tensor, Tensor]:
-    arguments = _arguments_of(op_inputs)
-    learned = arguments.bias, arguments.relative_table
-    return _Attention.apply(q, k, v, *learned, arguments, op_inputs[-1], True)
+    inputs = OpInputs(*op_inputs)
+    learned = inputs.bias, inputs.relative_table
+    return _Attention.apply(q, k, v, *learned, inputs.arguments(), inputs.backend, True)
 
 
 def _op_backward(
@@ -192,18 +212,18 @@ def _op_backward(
     *op_inputs: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, bias and table, the last two empty unless they are wanted."""
-    *op_inputs, bias_gradient, table_gradient = op_inputs
-    arguments, backend = _arguments_of(tuple(op_inputs)), op_inputs[-1]
+    *shared, bias_gradient, table_gradient = op_inputs
+    inputs = OpInputs(*shared)
     with _no_autocast(q):
-        dq, dk, dv, dbias, dtable = load_backend(backend).backward(
-            q, k, v, out, lse, grad_out, grad_lse, arguments, bias_gradient, table_gradient
+        dq, dk, dv, dbias, dtable = load_backend(inputs.backend).backward(
+            q, k, v, out, lse, grad_out, grad_lse, inputs.arguments(), bias_gradient, table_gradient
         )
     dbias, dtable = (q.new_empty(0) if x is None else x for x in (dbias, dtable))
     return dq, dk, dv, dbias, dtable
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *op_inputs: Any) -> tuple[Tensor, Tensor]:
-    out = _fake_result(q, (*q.shape[:3], v.shape[3]), op_inputs[-1])
+    out = _fake_result(q, (*q.shape[:3], v.shape[3]), OpInputs(*op_inputs).backend)
     return out, q.new_empty(q.shape[:3], dtype=accumulator_dtype(q.dtype))
 
 
@@ -217,10 +237,10 @@ def _fake_backward(
     grad_lse: Tensor | None,
     *op_inputs: Any,
 ) -> tuple[Tensor, ...]:
-    *op_inputs, bias_gradient, table_gradient = op_inputs
-    backend = op_inputs[-1]
+    *shared, bias_gradient, table_gradient = op_inputs
     # No layout is looked up: while a graph is traced its number may be a symbol.
-    bias, table = op_inputs[2], op_inputs[5]
+    inputs = OpInputs(*shared)
+    bias, table, backend = inputs.bias, inputs.relative_table, inputs.backend
     dbias = bias.new_empty(bias.shape) if bias is not None and bias_gradient else q.new_empty(0)
     dtable = table.new_empty(table.shape) if table is not None and table_gradient else q.new_empty(0)
     dq = _fake_result(q, tuple(q.shape), backend)

@@ -36,9 +36,7 @@ class Stack(nn.Module):
 
     def __init__(self, layers, dim=8):
         super().__init__()
-        self.attention = nn.ModuleList(
-            SparseSelfAttention(pattern, backend="torch") for pattern in layers
-        )
+        self.attention = nn.ModuleList(SparseSelfAttention(pattern, backend="torch") for pattern in layers)
         self.inward = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in layers)
         self.outward = nn.ModuleList(nn.Linear(dim, dim) for _ in layers)
         self.double()

@@ -147,12 +147,10 @@ def prepare_backward(
             dtable = dtable[:, : table.shape[0]].t().to(table.dtype).contiguous()
         if arguments.bias is None or bias_shape is None:
             return dq, dk, dv, None, dtable
-        if by_row:
-            dbias = row_sums[..., None]
-        elif by_column:
-            dbias = column_sums[:, :, None]
-        else:
+        if dbias_of is not None:
             dbias = dbias_of(q, k, v, grad, delta, lse_log2, options)
+        else:
+            dbias = row_sums[..., None] if by_row else column_sums[:, :, None]
         return dq, dk, dv, dbias.sum_to_size(bias_shape).to(arguments.bias.dtype), dtable
 
     return backward
