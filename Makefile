@@ -40,7 +40,7 @@ gpu: $(VENV)/.installed-dev  ## Tests that need a CUDA device, then compute-sani
 	compute-sanitizer --error-exitcode 1 $(BIN)/python tests/gpu/sanitize.py
 
 compiled: $(VENV)/.installed-dev  ## Compile the kernels for GPUs that need not be there; record what they need
-	OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/compiled_kernels.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/triton_backend/compiled_kernels.py
 
 # pip leaves alone what is installed already, and asks no index about it.
 fixtures: $(VENV)/.installed-dev  ## Two small pretrained models as packages, for tests that skip without them

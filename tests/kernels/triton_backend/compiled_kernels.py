@@ -1,12 +1,12 @@
 """Compile the kernels for GPUs that need not be there, and say what each needs.
 
-    python tests/kernels/compiled_kernels.py
+    python tests/kernels/triton_backend/compiled_kernels.py
 
 compiles all of them and writes two files: `compiled_kernels.json`, what the machine code of each needs, and
 `compiled_sources.json`, a digest of all that decides on that code. `test_compiled_kernels.py` compares a
 fresh compilation with the first file; with
 
-    python tests/kernels/compiled_kernels.py --check 4 SEED
+    python tests/kernels/triton_backend/compiled_kernels.py --check 4 SEED
 
 only the kernels whose digest is another than in the second file are compiled, and of the others four that the
 seed draws; what was compiled is printed.

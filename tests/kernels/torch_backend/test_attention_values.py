@@ -9,6 +9,8 @@ from longspan import sparsity
 from longspan_kernels import BlockLayout, block_sparse_attention
 from longspan_kernels.torch_backend import attention, row_groups
 
+pytestmark = pytest.mark.usefixtures("poison")
+
 HEADS, BLOCK = 2, 8
 PATTERNS = {
     "dense": sparsity.DenseSparsityConfig(HEADS, BLOCK),

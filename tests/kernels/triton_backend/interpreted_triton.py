@@ -16,6 +16,8 @@ from longspan_kernels.triton_backend import schedule as schedules
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
+pytestmark = pytest.mark.usefixtures("poison")
+
 HEADS = 2
 # Tolerance where weights are rounded to float16 before they meet the values. The largest such rounding moves
 # dq by scale * |ds| * |k| * 2^-12 = 0.25 * 16 * 4 * 2^-12 = 4e-3: ds = p (dp - delta) where a gradient and
@@ -38,20 +40,6 @@ PATTERNS = {
     ),
     "local_sliding_window": lambda block: sparsity.LocalSlidingWindowSparsityConfig(HEADS, block),
 }
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Fill what is allocated empty with NaN."""
-    for name in ("empty", "empty_like", "new_empty", "new_empty_strided"):
-        owner = torch.Tensor if name.startswith("new") else torch
-        allocate = getattr(owner, name)
-
-        def poisoned(*args, _allocate=allocate, **kwargs):
-            x = _allocate(*args, **kwargs)
-            return x.fill_(torch.nan) if x.is_floating_point() else x
-
-        monkeypatch.setattr(owner, name, poisoned)
 
 
 def _in_float64(x):

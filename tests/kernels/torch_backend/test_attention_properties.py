@@ -1,8 +1,11 @@
 """Any small layout with any options equals dense attention, values and gradients."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 @st.composite

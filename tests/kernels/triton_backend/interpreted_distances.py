@@ -14,7 +14,6 @@ from interpreted_triton import (
     Q_LEN,
     _numbers,
     check,
-    poison,
     tensors,
 )
 
@@ -23,7 +22,7 @@ from longspan_kernels.layout import handles
 from longspan_kernels.ops import attention_backward_op, attention_op
 from longspan_kernels.triton_backend import schedule as schedules
 
-__all__ = ["poison"]  # a fixture that pytest finds by its name
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 RELATIVE = {

@@ -1,6 +1,6 @@
 """Print what a call costs the host, in microseconds of CPU time, with a driver that launches nothing.
 
-    python tests/kernels/host_time.py
+    python tests/kernels/triton_backend/host_time.py
 
 Kernels are compiled for Hopper and never run: what is left is Python, torch's dispatcher and autograd, and
 Triton's launcher up to the driver. On a GPU `experiments/attention_speed/gpu.py` measures the whole.
