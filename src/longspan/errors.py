@@ -1,4 +1,4 @@
-"""Mistakes of a user: told in a line, without a traceback."""
+"""Mistakes of a user: one line on the screen, without a traceback."""
 
 from __future__ import annotations
 

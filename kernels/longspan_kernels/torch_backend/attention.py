@@ -5,6 +5,10 @@ in chunks that stay in cache (`chunks`): gather the key and value blocks, one ba
 an exact softmax in place, one batched product for the context. Segments of a long row are merged by their
 log-sum-exp. The backward recomputes the probabilities from the saved log-sum-exp; no ``[q_len, k_len]``
 object exists in either. It is deterministic on a CPU. Half types are computed in float32.
+
+Shapes in this file: a chunk has I items, each one segment of a row of blocks for one head and batch entry;
+B tokens a block, M keys a segment, D width of q and k, E width of v. Of a chunk, query is ``[I, B, D]``, key
+``[I, M, D]``, value ``[I, M, E]``, scores and their gradient ``[I, B, M]``, grad and context ``[I, B, E]``.
 """
 
 from __future__ import annotations
@@ -59,25 +63,25 @@ def forward(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> tuple[Tens
             key = _gather(k_tiles, chunk.k_items, dtype, chunk.shape[-1])
             scores = torch.bmm(query, key.transpose(1, 2))
             masks.apply(scores.view(chunk.shape), chunk)
-            top = scores.amax(-1, keepdim=True)
-            top.masked_fill_(top == -math.inf, 0)
-            total = scores.sub_(top).exp_().sum(-1, keepdim=True)
+            row_max = scores.amax(-1, keepdim=True)
+            row_max.masked_fill_(row_max == -math.inf, 0)
+            row_sum = scores.sub_(row_max).exp_().sum(-1, keepdim=True)
             keep = masks.dropout(chunk, dtype)
             if keep is not None:
                 scores.view(chunk.shape).mul_(keep)
             context = torch.bmm(scores, _gather(v_tiles, chunk.k_items, dtype, chunk.shape[-1]))
-            context.div_(total.masked_fill(total == 0, 1))
-            its_lse = top.add_(total.log_()).squeeze(-1)
+            context.div_(row_sum.masked_fill(row_sum == 0, 1))
+            chunk_lse = row_max.add_(row_sum.log_()).squeeze(-1)
             if group.merge:
-                before = lse.index_select(0, chunk.q_items)
-                merged = torch.logaddexp(before, its_lse)
-                base = merged.masked_fill(merged == -math.inf, 0)
-                context.mul_((its_lse - base).exp_()[..., None])
-                earlier = out.index_select(0, chunk.q_items)
-                context.addcmul_(earlier, (before - base).exp_()[..., None])
-                its_lse = merged
+                earlier_lse = lse.index_select(0, chunk.q_items)
+                merged = torch.logaddexp(earlier_lse, chunk_lse)
+                finite = merged.masked_fill(merged == -math.inf, 0)
+                context.mul_((chunk_lse - finite).exp_()[..., None])
+                earlier_out = out.index_select(0, chunk.q_items)
+                context.addcmul_(earlier_out, (earlier_lse - finite).exp_()[..., None])
+                chunk_lse = merged
             out.index_copy_(0, chunk.q_items, context)
-            lse.index_copy_(0, chunk.q_items, its_lse)
+            lse.index_copy_(0, chunk.q_items, chunk_lse)
     return (
         _untile(out, q, geometry.q_blocks, geometry.query_offset).to(q.dtype),
         _untile(lse[..., None], q, geometry.q_blocks, geometry.query_offset).squeeze(-1),
@@ -157,21 +161,21 @@ def backward(
             scores = torch.bmm(query, key.transpose(1, 2))
             masks.apply(scores.view(chunk.shape), chunk)
             weights = scores.sub_(_gather(lse_tiles, chunk.q_items, dtype, block)).exp_()
-            of_weights = torch.bmm(grad, value.transpose(1, 2))
+            grad_weights = torch.bmm(grad, value.transpose(1, 2))
             keep = masks.dropout(chunk, dtype)
             if keep is None:
                 dropped = weights
             else:
                 dropped = weights * keep.view_as(weights)
-                of_weights.mul_(keep.view_as(weights))
+                grad_weights.mul_(keep.view_as(weights))
             dv.index_add_(0, chunk.k_items, _blocks(torch.bmm(dropped.transpose(1, 2), grad), block))
-            of_scores = of_weights.sub_(delta).mul_(weights)
+            grad_scores = grad_weights.sub_(delta).mul_(weights)
             if dbias is not None:
-                masks.add_bias_gradient(dbias, of_scores.view(chunk.shape), chunk)
+                masks.add_bias_gradient(dbias, grad_scores.view(chunk.shape), chunk)
             if dtable is not None:
-                masks.add_table_gradient(dtable, of_scores.view(chunk.shape), chunk)
-            dk.index_add_(0, chunk.k_items, _blocks(torch.bmm(of_scores.transpose(1, 2), query), block))
-            dq.index_add_(0, chunk.q_items, torch.bmm(of_scores, key).mul_(arguments.scale))
+                masks.add_table_gradient(dtable, grad_scores.view(chunk.shape), chunk)
+            dk.index_add_(0, chunk.k_items, _blocks(torch.bmm(grad_scores.transpose(1, 2), query), block))
+            dq.index_add_(0, chunk.q_items, torch.bmm(grad_scores, key).mul_(arguments.scale))
     return (
         _untile(dq, q, geometry.q_blocks, geometry.query_offset).to(q.dtype),
         _untile(dk, k, geometry.k_blocks).to(k.dtype),
@@ -207,18 +211,18 @@ def _row_groups(
     layout = arguments.layout
     key = (layout.digest, geometry.q_len, geometry.k_len, arguments.left, arguments.right, device)
     with _lock:
-        found = _groups.pop(key, None)
-        if found is None:
+        kept = _groups.pop(key, None)
+        if kept is None:
             groups = row_groups(
                 layout, geometry.q_len, geometry.k_len, arguments.left, arguments.right, device
             )
             head_layouts = layout.head_layouts.long()
             heads = [(head_layouts == number).nonzero()[:, 0].to(device) for number in range(layout.layouts)]
-            found = groups, heads
-        _groups[key] = found  # the last of them is the most recent
+            kept = groups, heads
+        _groups[key] = kept  # the last of them is the most recent
         while len(_groups) > _GROUPS_KEPT:
             _groups.popitem(last=False)
-    return found
+    return kept
 
 
 def _tiles(x: Tensor, blocks: int, block: int, query_offset: int = 0, fill: float = 0.0) -> Tensor:

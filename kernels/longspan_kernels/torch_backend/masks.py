@@ -1,4 +1,7 @@
-"""What is added to the scores of a chunk, or struck from them: lengths, padding, documents, masks, biases."""
+"""Masks and biases of the scores of a chunk: lengths, bounds, padding, documents, attention masks, biases.
+
+Shapes in this file: b batch entries, h heads, r segments of rows, n slots a segment, B tokens a block.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from longspan_kernels.torch_backend.chunks import Chunk, Geometry
 
 
 class Masks:
-    """All masks of one call, made ready to be read chunk by chunk; nothing of ``[q_len, k_len]`` is made."""
+    """The masks and biases of one call, read chunk by chunk; nothing of ``[q_len, k_len]`` is allocated."""
 
     def __init__(self, arguments: Arguments, geometry: Geometry) -> None:
         self.arguments = arguments
@@ -37,7 +40,7 @@ class Masks:
         return (pad(x, (0, tail)) if tail else x).reshape(-1, geometry.k_blocks, geometry.block)
 
     def apply(self, scores: Tensor, chunk: Chunk) -> None:
-        """Mask scores ``[b, h, r, B, n B]`` in place and add what is to be added."""
+        """Mask scores ``[b, h, r, B, n B]`` in place and add biases."""
         arguments = self.arguments
         for mask in (arguments.attn_mask, arguments.bias):
             if mask is not None:
@@ -56,12 +59,12 @@ class Masks:
         if chunk.masked_keys.numel():
             keys = chunk.masked_keys
             position = chunk.queries + self.shift
-            struck = keys >= self.geometry.k_len
+            hidden = keys >= self.geometry.k_len
             if arguments.right is not None:
-                struck = struck | (keys > position + arguments.right)
+                hidden = hidden | (keys > position + arguments.right)
             if arguments.left is not None:
-                struck = struck | (keys < position - arguments.left)
-            scores[..., scores.shape[-1] - keys.shape[-1] :].masked_fill_(struck, -math.inf)
+                hidden = hidden | (keys < position - arguments.left)
+            scores[..., scores.shape[-1] - keys.shape[-1] :].masked_fill_(hidden, -math.inf)
 
     def dropout(self, chunk: Chunk, dtype: torch.dtype) -> Tensor | None:
         """Return the factors ``[b, h, r, B, n B]`` of dropout, 0 or ``1 / (1 - p)``; None without dropout."""
@@ -82,7 +85,7 @@ class Masks:
     def _index(self, mask: Tensor, chunk: Chunk) -> tuple[Tensor, ...]:
         """Index of the chunk's elements in a mask ``[batch or 1, heads or 1, q_len or 1, k_len or 1]``.
 
-        Padding reads an element that is there; the mask of positions strikes it afterwards.
+        Padding reads an element that is there; the mask of positions hides it afterwards.
         """
         indices = (chunk.batch, chunk.heads, chunk.queries, chunk.keys)
         return tuple(
@@ -97,25 +100,25 @@ class Masks:
         span = buckets.numel() // 2
         return buckets[(chunk.keys - chunk.queries - self.shift).clamp(-span, span) + span]
 
-    def add_table_gradient(self, gradient: Tensor, of_scores: Tensor, chunk: Chunk) -> None:
+    def add_table_gradient(self, gradient: Tensor, grad_scores: Tensor, chunk: Chunk) -> None:
         """Add the chunk's gradient of the scores ``[b, h, r, B, n B]`` to that of the table.
 
         Args:
             gradient: ``[buckets, heads]``, contiguous.
-            of_scores: zero where padding was.
+            grad_scores: zero where padding was.
             chunk: where the scores lie.
 
         """
-        summed = of_scores.sum(0)
+        summed = grad_scores.sum(0)
         flat = self._buckets(chunk) * gradient.shape[1] + chunk.heads[0]
         gradient.view(-1).index_add_(0, flat.expand(summed.shape).reshape(-1), summed.reshape(-1))
 
-    def add_bias_gradient(self, gradient: Tensor, of_scores: Tensor, chunk: Chunk) -> None:
+    def add_bias_gradient(self, gradient: Tensor, grad_scores: Tensor, chunk: Chunk) -> None:
         """Add the chunk's gradient of the scores ``[b, h, r, B, n B]``, summed over what the bias broadcasts.
 
         Args:
             gradient: the bias's own shape, contiguous.
-            of_scores: zero where padding was.
+            grad_scores: zero where padding was.
             chunk: where the scores lie.
 
         """
@@ -123,11 +126,11 @@ class Masks:
         sides = (0, 1, 3, 4)
         summed = [side for side, size in zip(sides, gradient.shape, strict=True) if size == 1]
         if summed:
-            of_scores = of_scores.sum(summed, keepdim=True)
+            grad_scores = grad_scores.sum(summed, keepdim=True)
         flat = torch.zeros((), dtype=torch.int64, device=gradient.device)
         for one, size in zip(index, gradient.shape, strict=True):
             flat = flat * size + one
-        gradient.view(-1).index_add_(0, flat.expand(of_scores.shape).reshape(-1), of_scores.reshape(-1))
+        gradient.view(-1).index_add_(0, flat.expand(grad_scores.shape).reshape(-1), grad_scores.reshape(-1))
 
 
 def _of_keys(blocks: Tensor, chunk: Chunk) -> Tensor:

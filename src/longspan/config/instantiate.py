@@ -50,7 +50,7 @@ def locate(target: str) -> Callable[..., Any]:
 
 
 def _resolve(target: str) -> Any:
-    """Import as far as there are modules, then look up; an import that fails inside a module is raised."""
+    """Import the modules of a dotted name, then read attributes; import errors inside a module are raised."""
     parts = target.split(".")
     found: Any = importlib.import_module(parts[0])
     for depth, part in enumerate(parts[1:], start=2):

@@ -33,7 +33,7 @@ class PackedStream(IterableDataset[Sample]):
         seq_len: tokens a sequence.
         lookahead: further tokens that each sample shares with the beginning of the next.
         rank, world_size: this process; they number the samples, so that no two processes draw the same masks.
-        num_samples: samples that will be read, told by `len` (a training's length); None: not known.
+        num_samples: samples that will be read, the value of `len` (a training's length); None: not known.
 
     """
 

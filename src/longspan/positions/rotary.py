@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor", "attention_factor"),
 }
 
-# The rope types of which a configuration tells the original length. Of "linear" it cannot be told whether
+# The rope types whose configuration holds the original length. Of "linear" nothing says whether
 # max_position_embeddings is the length before or after.
 TELLING = ("yarn", "longrope", "dynamic")
 

@@ -1,4 +1,4 @@
-"""Tuning with the real kernels under Triton's interpreter; `test_kernel_configs` runs this in its own process."""
+"""Tuning with the real kernels under the interpreter; `test_kernel_configs` runs this in its own process."""
 
 import os
 import time

@@ -18,7 +18,7 @@ from longspan.analysis.comparison.statistics import LEVEL, estimate
 
 # Points of a curve to draw.
 _POINTS = 200
-# The first part of a run falls so far that nothing else could be told apart; it is cut off above.
+# The first part of a run falls so far that no other difference would be visible; it is cut off above.
 _SHOWN_FROM = 0.35
 # Curves of fewer points are shown whole.
 _LEAST_TO_CUT = 4
@@ -44,7 +44,7 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
         )
     for axis in ("tokens", "seconds", "flops"):
         means = {one.label: mean_curve(one, side, axis) for one in setting.series}
-        # Those that diverged altogether are told already.
+        # The remarks already name runs that diverged altogether.
         without = [one.label for one in setting.series if not means[one.label] and _points(one, side)]
         means = {label: curve for label, curve in means.items() if curve}
         if without:

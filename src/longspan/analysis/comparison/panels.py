@@ -105,7 +105,7 @@ def is_wide(values: Sequence[float]) -> bool:
 
 
 def scale(ends: tuple[float, float], logarithmic: bool = False) -> alt.Scale:
-    """A scale that ends where it is told to."""
+    """A scale with fixed ends."""
     if logarithmic:
         return alt.Scale(domain=list(ends), type="log", nice=False)
     return alt.Scale(domain=list(ends), nice=False, zero=False)

@@ -1,4 +1,4 @@
-"""What a reader of a comparison must be told: runs that are not alike, budgets that differ, too few seeds."""
+"""Remarks for the reader of a comparison: runs that are not alike, budgets that differ, too few seeds."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def _budget(setting: Setting) -> Iterable[Remark]:
     if None not in spent:
         short = [run for run, used in zip(setting.runs, spent, strict=True) if not _is_spent(run, used)]
         if short:
-            told = ", ".join(f"{run.name}: {_used(run):,.6g}" for run in short)
-            yield Remark(f"Not comparable: runs did not use their equal budgets of {budget} ({told}).")
+            amounts = ", ".join(f"{run.name}: {_used(run):,.6g}" for run in short)
+            yield Remark(f"Not comparable: runs did not use their equal budgets of {budget} ({amounts}).")
         else:
             yield Remark(f"Equal budgets of {budget}, so the numbers of tokens differ.", warning=False)
     elif _spread([FLOPS.of(run) for run in setting.runs]) <= _SAME_FLOPS:
@@ -106,8 +106,8 @@ def _budget(setting: Setting) -> Iterable[Remark]:
                 labels = by_tokens.setdefault(f"{run.result.get('tokens') or 0:,}", [])
                 if one.label not in labels:
                     labels.append(one.label)
-        told = "; ".join(f"{count} tokens: {', '.join(labels)}" for count, labels in by_tokens.items())
-        yield Remark(f"Not comparable: different budgets ({told}).")
+        amounts = "; ".join(f"{count} tokens: {', '.join(labels)}" for count, labels in by_tokens.items())
+        yield Remark(f"Not comparable: different budgets ({amounts}).")
 
 
 def _budget_of(run: Run) -> str | None:

@@ -108,7 +108,7 @@ def _series(runs: Sequence[Run]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     repeated = []
     for run in sorted(runs, key=lambda run: str(run.result.get("date"))):
         shared = {key: value for key, value in settings(run).items() if key not in seeds}
-        # A result without a configuration is told by what it does say.
+        # A result without a configuration is identified by its other fields.
         shared |= {"sparsity.label": pattern_label(run)}
         members = groups.setdefault(tuple(sorted(shared.items())), {})
         seed = 0 if run.seed is None else run.seed
