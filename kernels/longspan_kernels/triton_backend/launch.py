@@ -140,9 +140,10 @@ class KernelPlan:
 
         config = getattr(choice.configs, kernel)
         schedule = schedule_of(config)
-        # Compiled by Triton 3.6 for an H100, tiles of one block multiply the wrong weights and values where
-        # a padding mask, a window and dropout meet (the log-sum-exp is right, and so is all under the
-        # interpreter). Calls without score terms and dropout are tested throughout.
+        # Triton 3.6 widens the operand layout of a product (kWidth in its TTGIR) by the narrowest load that
+        # the operand depends on, here the bytes of a boolean mask, and once more for the joined words of
+        # dropout: to 8 elements a thread, which needs 32 keys. Tiles of 16 keys then multiply the wrong
+        # weights and values. Calls without score terms and dropout load nothing narrow.
         if choice.one_block is not None and not arguments.has_score_terms and not arguments.dropout_p:
             one_block = getattr(choice.one_block, kernel, None)
             if one_block is not None and schedule.occupancy < choice.one_block.max_occupancy:
