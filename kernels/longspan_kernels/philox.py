@@ -1,11 +1,11 @@
-"""Dropout by counter: Philox4x32-10, so that the mask of attention dropout is a pure function of positions.
+"""Counter-based dropout with Philox4x32-10: the mask of attention dropout is a pure function of positions.
 
 Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
 
 The draw of one attention weight depends on the seed, its batch entry, head, query position and key position,
-and on nothing else: not on tiles, devices, or which blocks are kept. Key position ``j`` takes lane ``j % 4``
-of the four words at counter ``(j // 4, query position, head, batch)`` under the key ``(seed's low word, high
-word)``.
+and on nothing else: neither on tiles nor on devices nor on which blocks are kept. Key position ``j`` takes
+lane ``j % 4`` of the four words at counter ``(j // 4, query position, head, batch)`` under the key ``(seed's
+low word, high word)``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for step in range(_ROUNDS):
-        # A product of two words fills 64 bits: int64 wraps, and the mask takes the sign off the shifted half.
+        # A product of two words fills 64 bits: int64 wraps, and the mask clears the sign of the shifted half.
         even, odd = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = (odd >> 32).bitwise_and_(_WORD).bitwise_xor(c1).bitwise_xor(k0 + step * _WEYL[0] & _WORD)
         c2 = (even >> 32).bitwise_and_(_WORD).bitwise_xor(c3).bitwise_xor(k1 + step * _WEYL[1] & _WORD)
@@ -49,7 +49,7 @@ def dropout_threshold(p: float) -> int:
 def keep_mask(
     seed: Tensor, p: float, *, batch: Tensor, head: Tensor, query: Tensor, key: Tensor, aligned: bool
 ) -> Tensor:
-    """Say which attention weights dropout keeps.
+    """Return which attention weights dropout keeps.
 
     Args:
         seed: int64, no dimension.
@@ -57,8 +57,7 @@ def keep_mask(
         batch: int64, number of the batch entry.
         head: int64, number of the head.
         query: int64, absolute query positions.
-        key: int64 ``[..., keys]``, key positions in the last dimension, of size 1 in all others' last
-            dimension.
+        key: int64 ``[..., keys]``, key positions. The last dimension of all other tensors has size 1.
         aligned: whether the keys come in whole aligned fours (``4 i, 4 i + 1, 4 i + 2, 4 i + 3``); the four
             words of each draw are then all used.
 

@@ -1,4 +1,4 @@
-"""Biases that depend on the distance of query and key alone: T5's learned buckets, and ALiBi's slopes."""
+"""Biases that depend only on the distance of query and key: T5's learned buckets and ALiBi's slopes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from torch import Tensor
 class T5Buckets:
     """T5's relative bias: a learned number for each head and bucket of distances (Raffel et al. 2020).
 
-    Half of the buckets (a quarter for either direction, if bidirectional) hold one distance each, the others
-    grow with its logarithm up to ``max_distance``; what is farther shares the last one (arXiv:1910.10683).
+    Half of the buckets (a quarter for each direction, if bidirectional) hold one distance each. The others
+    hold ranges that grow logarithmically up to ``max_distance``; all larger distances share the last bucket
+    (arXiv:1910.10683).
 
     Args:
         table: floating point ``[num_buckets, heads]``, as T5's ``relative_attention_bias.weight``; it may
             require a gradient.
         bidirectional: whether keys behind the query have buckets of their own, as in T5's encoder; if not,
             they share that of distance 0, as in its decoder.
-        max_distance: the distance in tokens from which on all share the last bucket.
+        max_distance: distance in tokens; all distances from there on share the last bucket.
 
     Raises:
-        ValueError: a table or a distance that does not fit.
+        ValueError: the table has another shape, dtype or number of buckets, or ``max_distance`` is too small.
 
     """
 
@@ -53,11 +54,11 @@ class T5Buckets:
 
     def buckets(self) -> Tensor:
         """Return the bucket of each distance, key minus query, from -max_distance to max_distance: int32."""
-        make = _buckets if self._watched() else _kept_buckets
+        make = _buckets if self._is_for_one_call() else _kept_buckets
         return make(self.table.shape[0], self.max_distance, self.bidirectional, self.table.device)
 
-    def _watched(self) -> bool:
-        """Whether a tensor made now may be of use for this call alone: traced, fake, or captured."""
+    def _is_for_one_call(self) -> bool:
+        """Whether a tensor made now is valid in this call only: it is traced, fake or captured."""
         return (
             torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack() > 0
@@ -68,15 +69,15 @@ class T5Buckets:
 
 @dataclass(frozen=True, eq=False)
 class Alibi:
-    """ALiBi: the scores fall with the distance, at a slope of each head's own (Press et al. 2022).
+    """ALiBi: each head lowers its scores in proportion to the distance, at a fixed slope (Press et al. 2022).
 
-    The bias is ``-slope |i - j|`` (arXiv:2108.12409); without causality it falls to either side.
+    The bias is ``-slope |i - j|`` (arXiv:2108.12409); without causality it falls on both sides.
 
     Args:
-        slopes: floating point ``[heads]``, without a gradient; `Alibi.of` makes the paper's.
+        slopes: floating point ``[heads]``, without a gradient; `Alibi.of` returns those of the paper.
 
     Raises:
-        ValueError: slopes that do not fit.
+        ValueError: the slopes have another shape or dtype.
 
     """
 
@@ -90,9 +91,10 @@ class Alibi:
 
     @classmethod
     def of(cls, heads: int, device: torch.device | str | None = None) -> Alibi:
-        """Make the paper's slopes: ``2 ** (-8 h / heads)`` for h = 1 ... heads.
+        """Return the slopes of the paper: ``2 ** (-8 h / heads)`` for h = 1 ... heads.
 
-        Where heads are no power of two, those of the power below, and of the next one every other.
+        If ``heads`` is no power of two: the slopes of the power of two below, then every other slope of the
+        power of two above.
 
         Raises:
             ValueError: less than one head.
@@ -127,7 +129,7 @@ def _buckets(number: int, max_distance: int, bidirectional: bool, device: torch.
 
 @functools.lru_cache(maxsize=16)
 def _kept_buckets(number: int, max_distance: int, bidirectional: bool, device: torch.device) -> Tensor:
-    # Kept for every later call, in training too, and on whichever stream.
+    # The result serves every later call: in training (so no inference tensor), and on any stream.
     with torch.inference_mode(False):
         buckets = _buckets(number, max_distance, bidirectional, device)
     if device.type == "cuda":

@@ -74,7 +74,7 @@ def plot(
         layout: the layout.
         ax: axes to draw into; new ones if not given.
         head: which head.
-        cells: cells a side at the most; above it a cell shows the kept share of several blocks.
+        cells: largest number of cells a side; above it a cell shows the kept share of several blocks.
         color: colour of a kept block.
         style: keyword arguments for ``Axes.imshow``.
 

@@ -1,8 +1,8 @@
-"""Layouts by number: a custom op takes tensors and numbers alone, so a layout crosses it as a number.
+"""Layouts by number: a custom op takes only tensors and numbers, so it takes a layout as a number.
 
-The number is 63 bits of the layout's digest: equal layouts share it, whichever object holds them, in every
-process. This module finds the layout of a number through weak references, so it keeps no layout alive. A
-caller that keeps a number for later (a backward, a compiled graph) keeps the layout too.
+The number is 63 bits of the digest of the layout: equal layouts share it in every process. This module finds
+the layout of a number through weak references, so it keeps no layout alive. A caller that keeps a number for
+later (a backward, a compiled graph) keeps the layout too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _kept_for_graphs: dict[int, BlockCSR] = {}
 
 
 def note(layout: BlockCSR) -> BlockCSR | None:
-    """Make a new layout known by its number, without keeping it alive.
+    """Register a new layout under its number, without keeping it alive.
 
     Returns:
-        An equal layout that is known already: the new one must hold it for its own lifetime. None if the new
+        The equal layout that is registered already; the new one must hold a reference to it. None if the new
         one is the first.
 
     Raises:
-        RuntimeError: a layout of another content has the same number, so calls could not tell them apart.
+        RuntimeError: a layout with other content has the same number.
 
     """
     with _lock:
@@ -60,7 +60,7 @@ def by_digest(digest: str) -> BlockCSR:
 
 
 def handle_of(layout: BlockCSR) -> LayoutHandle:
-    """Return a layout in numbers; they serve as long as this layout or an equal one lives."""
+    """Return the handle of a layout, valid as long as this layout or an equal one lives."""
     return layout.handle
 
 

@@ -11,14 +11,14 @@ from longspan_kernels.layout.csr import BlockCSR, rows_of
 def kept_pairs(
     layout: BlockCSR, q_len: int, k_len: int, left: int | None = None, right: int | None = None
 ) -> int:
-    """Count the pairs of one sequence through all heads; those above the diagonal only if not ``causal``.
+    """Count the pairs of one sequence, summed over heads; a causal layout has none above the diagonal.
 
     Args:
         layout: the kept blocks, covering ``q_len`` and ``k_len``.
         q_len: number of queries.
         k_len: number of keys.
-        left: count only keys at most so many tokens before the query's position; None for no bound.
-        right: and at most so many after it; None for no bound.
+        left: count only keys at most this many tokens before the query's position; None for no bound.
+        right: count only keys at most this many tokens after it; None for no bound.
 
     """
     if layout.causal:
@@ -33,7 +33,7 @@ def kept_pairs(
     offset = k_len - q_len - first_key
 
     def from_distance(distance: int) -> Tensor:
-        """Pairs whose key stands at least so many tokens before the query's position.
+        """Pairs whose key stands at least ``distance`` tokens before the query's position.
 
         Query i has clamp(i + 1 + offset - distance, 0, keys) of them; the sum over i in closed form.
         """

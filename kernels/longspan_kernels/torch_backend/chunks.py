@@ -1,4 +1,7 @@
-"""Chunks of a row group: as many rows, heads and batch entries at once as a bounded working set takes."""
+"""Chunks of a row group: as many rows, heads and batch entries at once as fit a bounded working set.
+
+Shapes in this file: b batch entries, h heads, r segments of rows, n slots a segment, B tokens a block.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,7 @@ class Geometry:
 class Chunk:
     """Some segments of a row group for some heads and batch entries.
 
-    Items, in the order of the products: batch entries x heads x segments. ``b`` batch entries, ``h`` heads,
-    ``r`` segments, ``n`` slots, ``B`` tokens a block.
+    An item is one segment for one head and batch entry; items are in the order ``[b, h, r]``.
 
     Attributes:
         batch: int64 ``[b, 1, 1, 1, 1]``, batch entries.
@@ -74,12 +76,13 @@ def chunks(group: RowGroup, heads: Tensor, geometry: Geometry, width: int, budge
         budget: number of elements of the scores, or of the gathered keys, whichever are more.
 
     """
-    item = geometry.block * group.slots * max(geometry.block, width)
-    items = max(1, budget // item)
+    item_size = geometry.block * group.slots * max(geometry.block, width)
+    items = max(1, budget // item_size)
     segments, all_heads = group.rows.numel(), heads.numel()
     r_step = min(segments, max(1, items // max(1, geometry.batch * all_heads)))
     h_step = min(all_heads, items)
     b_step = max(1, items // all_heads)
+    heads_per_kv_head = geometry.heads // geometry.kv_heads
     within = torch.arange(geometry.block, device=group.rows.device)
     for r in range(0, segments, r_step):
         rows, columns = group.rows[r : r + r_step], group.columns[r : r + r_step]
@@ -89,12 +92,12 @@ def chunks(group: RowGroup, heads: Tensor, geometry: Geometry, width: int, budge
         for b in range(0, geometry.batch, b_step):
             batch = torch.arange(b, min(b + b_step, geometry.batch), device=rows.device)
             for h in range(0, all_heads, h_step):
-                some = heads[h : h + h_step]
-                q_head = batch[:, None] * geometry.heads + some
-                k_head = batch[:, None] * geometry.kv_heads + some // (geometry.heads // geometry.kv_heads)
+                chunk_heads = heads[h : h + h_step]
+                q_head = batch[:, None] * geometry.heads + chunk_heads
+                k_head = batch[:, None] * geometry.kv_heads + chunk_heads // heads_per_kv_head
                 yield Chunk(
                     batch=batch.view(-1, 1, 1, 1, 1),
-                    heads=some.view(1, -1, 1, 1, 1),
+                    heads=chunk_heads.view(1, -1, 1, 1, 1),
                     rows=rows,
                     queries=queries,
                     keys=keys,

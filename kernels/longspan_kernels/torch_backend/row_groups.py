@@ -1,11 +1,12 @@
-"""Rows of like length together: what the plain PyTorch attention runs, made from the compressed layout.
+"""Groups of block rows that keep equally many blocks, made from the compressed layout.
 
-A row of blocks is a batched matrix product of its queries with its gathered keys, and many rows are one
-product if they gather equally many blocks. So rows are sorted by their number of blocks and grouped, a
-shorter row padded with slots that no query sees. Long rows are first cut into segments, which bounds the
-memory of a global row and leaves fewer lengths. Blocks that lie wholly outside the window (or above the
-diagonal) are left out, and those that are cut by it, by the end of the keys or by padding come last in their
-row, so that only the last slots of a group need a mask.
+Rows that gather equally many key blocks run as one batched matrix product. Rows are therefore sorted by their
+number of blocks and grouped; a shorter row is padded with slots that no query sees. Long rows are first cut
+into segments, which bounds the memory of a global row and leaves fewer lengths. Blocks wholly outside the
+window (or above the diagonal) are left out. Blocks that the window, the diagonal or the end of the keys
+crosses come last in their row, before the padding, so that only the last slots of a group need a mask.
+
+Shapes in this file: S kept blocks that are seen, G segments, N slots a segment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from longspan_kernels.layout.csr import BlockCSR
 
 # A segment holds at most about this many keys.
 _SEGMENT_KEYS = 4096
-# Slots worth fewer scores than this may be wasted in a group: they cost less than one more launch.
+# A group may be padded by slots of up to so many scores: they cost less than one more launch.
 _WASTE = 16384
 
 
@@ -59,19 +60,20 @@ def row_groups(
         layout: the kept blocks.
         q_len: number of queries.
         k_len: number of keys.
-        left: keys at ``j < i - left`` are not seen from position ``i``; None for no bound.
-        right: keys at ``j > i + right`` are not seen; None for no bound.
-        device: where the index tensors shall lie.
+        left: keys at ``j < i - left`` are hidden from a query at position ``i``; None for no bound.
+        right: keys at ``j > i + right`` are hidden likewise; None for no bound.
+        device: device of the index tensors.
 
     """
     if not layout.columns.numel():
         return []
-    row_of, column, cut = _visible(layout, q_len, k_len, left, right)
+    row_of, column, crossed = _visible(layout, q_len, k_len, left, right)
     if not column.numel():
         return []
-    # Uncut blocks first in each row; both sorts are stable, so blocks stay in ascending order otherwise.
-    order = (row_of * 2 + cut).argsort(stable=True)
-    row_of, column, cut = row_of[order], column[order], cut[order]
+    # Blocks without a mask come first in each row. Both sorts are stable: blocks otherwise stay in ascending
+    # order.
+    order = (row_of * 2 + crossed).argsort(stable=True)
+    row_of, column, crossed = row_of[order], column[order], crossed[order]
 
     length = max(1, _SEGMENT_KEYS // layout.block)
     _, in_row = row_of.unique_consecutive(return_counts=True)
@@ -79,22 +81,22 @@ def row_groups(
     pieces = int(place.max()) // length + 1
     segment_key, slots = (row_of * pieces + place // length).unique_consecutive(return_counts=True)
     starts = slots.cumsum(0) - slots
-    uncut = torch.zeros_like(slots).index_add_(
-        0, torch.arange(slots.numel()).repeat_interleave(slots), (~cut).long()
+    unmasked = torch.zeros_like(slots).index_add_(
+        0, torch.arange(slots.numel()).repeat_interleave(slots), (~crossed).long()
     )
     segment_row, piece = segment_key // pieces, segment_key % pieces
-    family = piece * layout.layouts + segment_row // layout.q_blocks  # pieces in order, then layouts
+    piece_layout = piece * layout.layouts + segment_row // layout.q_blocks  # sorts by piece, then by layout
 
     groups = []
-    for members, width in _alike(family, slots, uncut, layout.block):
+    for members, width in _group_segments(piece_layout, slots, unmasked, layout.block):
         valid = torch.arange(width) < slots[members, None]
         entry = (starts[members, None] + torch.arange(width)).clamp(max=column.numel() - 1)
         columns = column[entry].masked_fill(~valid, 0)
-        masked = width - int(uncut[members].min())
+        masked = width - int(unmasked[members].min())
         key_starts = (columns * layout.block).masked_fill(~valid, layout.k_blocks * layout.block)
         groups.append(
             RowGroup(
-                layout=int(family[members[0]]) % layout.layouts,
+                layout=int(piece_layout[members[0]]) % layout.layouts,
                 merge=int(piece[members[0]]) > 0,
                 rows=(segment_row[members] % layout.q_blocks).to(device),
                 columns=columns.to(device),
@@ -108,7 +110,7 @@ def row_groups(
 def _visible(
     layout: BlockCSR, q_len: int, k_len: int, left: int | None, right: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row (through all layouts), column, and whether it is cut, of each kept block that is seen."""
+    """Row (through all layouts), column and whether it needs a mask, ``[S]`` each, of the blocks seen."""
     block, blocks = layout.block, layout.q_blocks
     counts = (layout.row_offsets[:, 1:] - layout.row_offsets[:, :-1]).reshape(-1).long()
     row_of = torch.arange(counts.numel()).repeat_interleave(counts)
@@ -119,33 +121,46 @@ def _visible(
     first_key = column * block
     last_key = first_key + block - 1
     seen = first_key < k_len
-    cut = last_key >= k_len
+    crossed = last_key >= k_len
     if right is not None:
         seen = seen & (first_key <= last_query + right)
-        cut = cut | (last_key > first_query + right)
+        crossed = crossed | (last_key > first_query + right)
     if left is not None:
         seen = seen & (last_key.clamp(max=k_len - 1) >= first_query - left)
-        cut = cut | (first_key < last_query - left)
-    return row_of[seen], column[seen], cut[seen]
+        crossed = crossed | (first_key < last_query - left)
+    return row_of[seen], column[seen], crossed[seen]
 
 
-def _alike(family: Tensor, slots: Tensor, uncut: Tensor, block: int) -> list[tuple[Tensor, int]]:
-    """Partition segments into groups of one family and like numbers of slots: members, most slots."""
+def _group_segments(
+    piece_layout: Tensor, slots: Tensor, unmasked: Tensor, block: int
+) -> list[tuple[Tensor, int]]:
+    """Partition segments into groups of one piece and layout with nearly equal numbers of slots.
+
+    Args:
+        piece_layout: int64 ``[G]``, ``piece * layouts + layout``; a row is cut into pieces 0, 1, ...
+        slots: int64 ``[G]``, number of blocks.
+        unmasked: int64 ``[G]``, number of those that need no mask.
+        block: tokens a block.
+
+    Returns:
+        For each group the numbers of its segments, int64, and the largest number of slots among them.
+
+    """
     width = int(slots.max()) + 1
-    kind = (family * width + (width - 1 - slots)) * width + (width - 1 - uncut)
+    kind = (piece_layout * width + (width - 1 - slots)) * width + (width - 1 - unmasked)
     order = kind.argsort(stable=True)
     kinds, numbers = kind[order].unique_consecutive(return_counts=True)
     groups: list[tuple[Tensor, int]] = []
     begin = end = 0
     current, widest, wasted = -1, 0, 0
     for value, number in zip(kinds.tolist(), numbers.tolist(), strict=True):
-        its_family, its_slots = value // (width * width), width - 1 - value // width % width
-        padding = (widest - its_slots) * number
-        near = widest - its_slots <= widest // 8 or (wasted + padding) * block * block <= _WASTE
-        if its_family != current or not near:
+        value_piece_layout, value_slots = value // (width * width), width - 1 - value // width % width
+        padding = (widest - value_slots) * number
+        near = widest - value_slots <= widest // 8 or (wasted + padding) * block * block <= _WASTE
+        if value_piece_layout != current or not near:
             if end > begin:
                 groups.append((order[begin:end], widest))
-            begin, current, widest, wasted, padding = end, its_family, its_slots, 0, 0
+            begin, current, widest, wasted, padding = end, value_piece_layout, value_slots, 0, 0
         wasted += padding
         end += number
     groups.append((order[begin:end], widest))

@@ -61,7 +61,7 @@ class KernelConfig:
         return options
 
     def serves(self, block: int) -> bool:
-        """Whether a schedule's 32 bits hold the pairs of sub-blocks of a tile and a step."""
+        """Whether the pairs of sub-blocks of a tile and a step fit the 32 bits of a schedule."""
         sub = min(block, self.q_tile, self.k_tile)
         return (self.q_tile // sub) * (self.k_tile // sub) <= 32
 
@@ -102,7 +102,7 @@ class ConfigChoice:
     Attributes:
         configs: one for each kernel.
         one_block: those for layouts whose rows share few key blocks; None where ``configs`` serve them too.
-        is_final: whether another call would get the same: False where timing has only to wait.
+        is_final: whether a later call gets the same; False where timing is only postponed.
 
     """
 

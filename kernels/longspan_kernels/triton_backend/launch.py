@@ -1,6 +1,6 @@
 """What the kernels of a call are launched with: shapes, schedules, grids, struct arguments, compiled kernels.
 
-Triton works out at every launch which compiled kernel its arguments need; with some forty arguments that
+At every launch Triton looks up the compiled kernel that its arguments need; with some forty arguments that
 takes longer than many of our kernels run. A `Launch` does so once, for all calls of one `cache_key`
 (`backend.py`).
 
@@ -40,7 +40,7 @@ from longspan_kernels.triton_backend.schedule import TileSchedule, schedule_for
 LOG2E = 1.4426950408889634
 # Rows of a split tile that one program adds up; no tile has fewer.
 SLICE = 16
-# What TMA asks of addresses and strides; Triton compiles kernels of their own for it, too.
+# Bytes. TMA requires it of addresses and strides, and Triton specialises kernels on it.
 ALIGNMENT = 16
 _BUFFER_ALIGNMENT = 128
 _TRUE, _FALSE = tl.constexpr(True), tl.constexpr(False)
@@ -74,8 +74,7 @@ class Launch:
 class CallShape:
     """The numbers that all kernels of a call share.
 
-    It holds no tensor and no layout: what is prepared outlives the call, and must not keep alive what the
-    caller lets go.
+    It holds no tensor and no layout: prepared calls outlive the call and must not keep its tensors alive.
     """
 
     batch: int
@@ -151,7 +150,7 @@ class KernelPlan:
         self.call, self.config, self.schedule = call, config, schedule
         self.sub = min(call.block, config.q_tile, config.k_tile)
         self.shape = self._shape(arguments, by_keys)
-        # How often the work list is run: by every batch entry, and by every head if heads share it.
+        # Runs of the work list: one for each batch entry, and for each head if heads share it.
         self._runs = call.batch * call.heads if schedule.shared else call.batch
         self.lengths = (call.heads, call.q_len, call.k_len, call.query_offset)
         num_long = schedule.num_long

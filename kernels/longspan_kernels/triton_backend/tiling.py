@@ -1,7 +1,7 @@
 """Tiles of sub-blocks: neighbours share a tile, but those that keep far more than others have separate tiles.
 
-A tile walks through everything that any of its sub-blocks keeps. A global sub-block amid local ones would
-make its neighbours walk through everything for nothing.
+A tile visits every block that any of its sub-blocks keeps. A global sub-block among local ones would make
+the tile visit all blocks, most of them without use to its neighbours.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A sub-block is set apart if it keeps more than so many times what the median one of its layout keeps, which
-# counts as at least 2.
+# A sub-block has a separate tile if it keeps more than this many times the median of its layout (at least 2).
 _APART_FACTOR = 4
 
 
@@ -24,7 +23,7 @@ class Tiling:
         tile: int64 ``[layouts * sub-blocks]``, the tile of each sub-block.
         slot: int64 ``[layouts * sub-blocks]``, the slot of each sub-block in that tile.
         tile_blocks: int64 ``[tiles, slots]``, the sub-blocks of each tile; an empty slot holds the number of
-            sub-blocks, one behind the last.
+            sub-blocks, which is one past the last.
         per_layout: number of tiles of a layout; some may have no sub-blocks.
 
     """
@@ -46,7 +45,7 @@ def make_tiling(kept: Tensor, layouts: int, num_blocks: int, slots: int) -> Tili
     """Assign each sub-block a tile and a slot in it.
 
     Args:
-        kept: int64, for each kept pair ``layout * num_blocks + sub-block``, the one that lies in a tile.
+        kept: int64 ``[kept pairs]``, ``layout * num_blocks + sub-block`` of the side that tiles cover.
         layouts: number of distinct layouts.
         num_blocks: sub-blocks of that side, the same in each layout.
         slots: sub-blocks a tile.

@@ -51,10 +51,11 @@ def common_block(layouts: Sequence[BlockLayout | None], default: int = 64) -> in
 def check_square(layout: BlockLayout, seq_len: int) -> None:
     """Raise ValueError unless the layout has all queries and all keys of ``seq_len`` tokens."""
     blocks = -(-seq_len // layout.block)
-    if layout.lead or (layout.q_blocks, layout.k_blocks) != (blocks, blocks):
+    if layout.query_offset or (layout.q_blocks, layout.k_blocks) != (blocks, blocks):
         raise ValueError(
             f"the layout of a sequence of seq_len={seq_len} tokens in blocks of {layout.block} is {blocks} x "
-            f"{blocks} blocks without a lead, got {layout.q_blocks} x {layout.k_blocks}, lead {layout.lead}"
+            f"{blocks} blocks without a lead, got {layout.q_blocks} x {layout.k_blocks}, lead "
+            f"{layout.query_offset}"
         )
 
 
