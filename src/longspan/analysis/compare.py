@@ -131,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "paths", nargs="+", metavar="PATH", help="folder of runs or of a sweep, or a file of runs"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the page and its pictures")
-    parser.add_argument("--baseline", metavar="PATTERN", help="what to measure the others by; default: dense")
+    parser.add_argument(
+        "--baseline", metavar="PATTERN", help="label of the series of reference; default: dense"
+    )
     parser.add_argument("--collect", type=Path, metavar="FILE",
                         help="write the runs into one small file too, which this command reads")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="print the tables and write no page")

@@ -1,4 +1,4 @@
-"""Loss against tokens, seconds of training and floating-point operations: means over seeds."""
+"""Figures of the mean loss over seeds against tokens, seconds of training and floating-point operations."""
 
 from __future__ import annotations
 
@@ -16,31 +16,36 @@ from longspan.analysis.comparison.runs import Run
 from longspan.analysis.comparison.series import Series, Setting
 from longspan.analysis.comparison.statistics import LEVEL, estimate
 
-# Points of a curve to draw.
+# The most points that are drawn of a curve.
 _POINTS = 200
-# The first part of a run falls so far that no other difference would be visible; it is cut off above.
+# The share of a curve before which the y axis need not show it: the steep start would hide differences.
 _SHOWN_FROM = 0.35
-# Curves of fewer points are shown whole.
+# Curves of fewer points are shown as a whole.
 _LEAST_TO_CUT = 4
 _TITLES = {"tokens": "training tokens", "seconds": "time of training"}
 
 
 def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]:
-    """Draw the curves of a setting; returns them, and sentences on what could not be drawn."""
-    sound = [run for run in setting.runs if not _diverged(run, "val")] or setting.runs
-    side = "val" if all(len(run.curves.get("val") or []) >= 2 for run in sound) else "train"
+    """Draw the curves of a setting: of the validation loss if all runs have it, else of the training loss.
+
+    Returns:
+        The figure, None without curves; and sentences on the curves that are left out or interpolated.
+
+    """
+    finite = [run for run in setting.runs if not _diverged(run, "val")] or setting.runs
+    side = "val" if all(len(run.curves.get("val") or []) >= 2 for run in finite) else "train"
     if not any(run.curves.get(side) for run in setting.runs):
         return None, ["No loss curves: the runs have no metrics.csv (logger=csv writes it)."]
-    drawn, missing = [], []
+    drawn, sentences = [], []
     name = "validation loss" if side == "val" else "training loss"
     diverged = [run.name for run in setting.runs if _diverged(run, side)]
     if diverged:
-        missing.append(f"No finite {name}, so left out of the mean curves: {', '.join(diverged)}.")
-    apart = [one.label for one in setting.series if _are_apart(_points(one, side))]
-    if apart:
-        missing.append(
-            f"Runs of {', '.join(apart)} were not logged at the same steps: their curves are interpolated "
-            "along each axis, up to the end of the shortest."
+        sentences.append(f"No finite {name}, so left out of the mean curves: {', '.join(diverged)}.")
+    interpolated = [one.label for one in setting.series if _lack_shared_steps(_points(one, side))]
+    if interpolated:
+        sentences.append(
+            f"Runs of {', '.join(interpolated)} were not logged at the same steps: their curves are "
+            "interpolated along each axis, up to the end of the shortest."
         )
     for axis in ("tokens", "seconds", "flops"):
         means = {one.label: mean_curve(one, side, axis) for one in setting.series}
@@ -48,8 +53,8 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
         without = [one.label for one in setting.series if not means[one.label] and _points(one, side)]
         means = {label: curve for label, curve in means.items() if curve}
         if without:
-            who = "any run" if not means else ", ".join(without)
-            missing.append(f"Loss against {axis}: not recorded by {who}.")
+            names = "any run" if not means else ", ".join(without)
+            sentences.append(f"Loss against {axis}: not recorded by {names}.")
         if means:
             drawn.append(_panel(means, axis, side, look, labelled=not drawn))
     seeds = max(len(_points(one, side)) for one in setting.series)
@@ -58,23 +63,31 @@ def loss_curves(setting: Setting, look: Look) -> tuple[Figure | None, list[str]]
     steep = " The steep beginning is cut off above." if cut else ""
     caption = f"Mean {name} over seeds at each logged step.{band}{steep} Lower and further left is better."
     if not drawn:
-        return None, missing
-    return Figure("loss", f"{name.capitalize()} along training", caption, tuple(drawn)), missing
+        return None, sentences
+    return Figure("loss", f"{name.capitalize()} along training", caption, tuple(drawn)), sentences
 
 
 def mean_curve(one: Series, side: str, axis: str) -> list[dict[str, float]]:
-    """Mean loss and mean place on an axis at each step that all runs of a series logged.
+    """Return the mean curve of a series: mean loss and place on an axis at each step that all runs logged.
 
-    Runs that diverged are left out, as they are of the means. Where the runs share no two steps, as those of
-    a budget of seconds may, the mean is that of their curves interpolated along the axis.
+    Runs that diverged are left out, as in all means. If the runs share fewer than two steps, as is possible
+    with a budget of seconds, their curves are interpolated along the axis before the mean is taken.
 
-    Each point has `x`, `y`, `n`, `step` and, of more than two runs, `low` and `high`; the list is empty where
-    a run did not record the axis.
+    Args:
+        one: the series.
+        side: "train" or "val".
+        axis: "tokens", "seconds" or "flops".
+
+    Returns:
+        Points with `x` (in the unit of the axis), `y` (nats per token), `n` (runs), `step` and, for more than
+        two runs, the ends `low` and `high` of the confidence interval. The list is empty if a run did not
+        record the axis.
+
     """
     by_run = _points(one, side)
     if not by_run:
         return []
-    if _are_apart(by_run):
+    if _lack_shared_steps(by_run):
         return _interpolated(by_run, axis)
     curve = []
     for step in sorted(set.intersection(*(set(points) for points in by_run))):
@@ -85,25 +98,25 @@ def mean_curve(one: Series, side: str, axis: str) -> list[dict[str, float]]:
 
 
 def _points(one: Series, side: str) -> list[dict[int, dict[str, Any]]]:
-    """The logged points by step, of each run whose loss is finite."""
+    """Return the logged points by step, for each run with a finite loss."""
     runs = [run for run in one.runs.values() if not _diverged(run, side)]
     return [{point["step"]: point for point in run.curves.get(side) or []} for run in runs]
 
 
 def _diverged(run: Run, side: str) -> bool:
-    """Whether the last loss of a run was no number, which its result has as None."""
+    """Return whether the last loss of a run is not finite, which its result holds as None."""
     return run.result["metrics"].get(f"{side}_loss", 0.0) is None
 
 
-def _are_apart(by_run: Sequence[dict[int, Any]]) -> bool:
-    """Whether runs have curves, and no two steps at which all of them were logged."""
+def _lack_shared_steps(by_run: Sequence[dict[int, Any]]) -> bool:
+    """Return whether the runs have curves, but fewer than two steps that all of them logged."""
     if len(by_run) < 2 or any(len(points) < 2 for points in by_run):
         return False
     return len(set.intersection(*(set(points) for points in by_run))) < 2
 
 
 def _interpolated(by_run: Sequence[dict[int, dict[str, Any]]], axis: str) -> list[dict[str, float]]:
-    """Mean of curves on a grid of an axis, from where all of them have begun to where the first one ends."""
+    """Return the mean curve on a grid of an axis, from the last start to the first end of a curve."""
     curves = []
     for points in by_run:
         known = [point for point in points.values() if point.get(axis) is not None]
@@ -124,11 +137,11 @@ def _interpolated(by_run: Sequence[dict[int, dict[str, Any]]], axis: str) -> lis
 
 
 def _mean_point(places: Sequence[Any], losses: Sequence[float], step: int) -> dict[str, float]:
-    found = estimate(losses)
-    assert found is not None
-    point = {"x": sum(places) / len(places), "y": found.mean, "n": found.n, "step": step}
-    if found.n > 2 and found.low is not None and found.high is not None:
-        point |= {"low": found.low, "high": found.high}
+    mean = estimate(losses)
+    assert mean is not None
+    point = {"x": sum(places) / len(places), "y": mean.mean, "n": mean.n, "step": step}
+    if mean.n > 2 and mean.low is not None and mean.high is not None:
+        point |= {"low": mean.low, "high": mean.high}
     return point
 
 
@@ -142,7 +155,7 @@ def _panel(
         for label, curve in means.items()
         for point in _thinned(curve)
     ]
-    # What of each curve lies behind its own first part, since curves end at different places.
+    # The y axis fits the points after the steep start of each curve; curves end at different places.
     late = [
         point
         for curve in means.values()
@@ -184,7 +197,7 @@ def _panel(
     layers.append(
         base.mark_line(clip=True, strokeWidth=2, strokeJoin="round").encode(y=y, opacity=panels.opacity(1.0))
     )
-    # Wide and unseen, so that a pointer near the line finds the point.
+    # Large invisible circles show the tooltip when the pointer is near the line.
     layers.append(base.mark_circle(clip=True, size=140, opacity=0).encode(y=y, tooltip=tooltip))
     if labelled:
         layers += _end_labels(means, unit, x, y_scale, y_ends, look)
@@ -199,7 +212,7 @@ def _end_labels(
     y_ends: tuple[float, float],
     look: Look,
 ) -> list[Any]:
-    """Names at the ends of the curves, moved apart, each with a line to its curve."""
+    """Return labels at the ends of the curves, without overlaps, each with a line to its curve."""
     low, high = y_ends
     per_pixel = (high - low) / panels.HEIGHT
     ends = [curve[-1]["y"] for curve in means.values()]
@@ -209,17 +222,17 @@ def _end_labels(
         for (label, curve), end, place in zip(means.items(), ends, places, strict=True)
     ]
     base = alt.Chart(panels.data(rows))
-    past = panels.WIDTH + 22
+    label_x = panels.WIDTH + 22
     lines = base.mark_rule(strokeWidth=1).encode(
         x=alt.value(panels.WIDTH),
-        x2=alt.value(past - 4),
+        x2=alt.value(label_x - 4),
         y=alt.Y("end:Q", scale=y_scale),
         y2="place:Q",
         color=look.colour(),
         opacity=panels.opacity(0.8),
     )
     names = base.mark_text(align="left", baseline="middle").encode(
-        x=alt.value(past),
+        x=alt.value(label_x),
         y=alt.Y("place:Q", scale=y_scale),
         text="series:N",
         opacity=panels.opacity(1.0),
@@ -228,6 +241,7 @@ def _end_labels(
 
 
 def _unit(axis: str, largest: float) -> tuple[float, str]:
+    """Return the factor to a unit that suits the largest value, and the title of the axis."""
     if axis == "flops":
         size, unit = in_fitting_unit(largest)
         return size, f"floating-point operations ({unit})"
@@ -243,7 +257,7 @@ def _unit(axis: str, largest: float) -> tuple[float, str]:
 
 
 def _thinned(curve: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """At most so many points of a curve, its first and its last among them."""
+    """Return at most `_POINTS` points of a curve, with its first and its last one."""
     if len(curve) <= _POINTS:
         return list(curve)
     step = (len(curve) - 1) / (_POINTS - 1)

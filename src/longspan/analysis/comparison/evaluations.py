@@ -1,4 +1,4 @@
-"""Evaluation by position and by distance, where the runs wrote evaluation.json."""
+"""The figure of loss and accuracy by position and by distance, from the evaluation.json of the runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VALUES = {"loss": ("loss", "nats/token", 1.0), "accuracy": ("accuracy", "%", 10
 
 
 def evaluation_figure(setting: Setting, look: Look) -> Figure | None:
-    """Draw loss and accuracy by position and by distance; None where no run has them."""
+    """Draw loss and accuracy by position and by distance; return None if no run has them."""
     drawn = [
         panel
         for kind in _KINDS
@@ -26,60 +26,71 @@ def evaluation_figure(setting: Setting, look: Look) -> Figure | None:
     if not drawn:
         return None
     caption = (
-        f"Mean over seeds in each stretch of tokens. Bands: {LEVEL:.0%} confidence interval of the mean, of "
-        "three seeds or more. Stretches in which nothing was scored are left out."
+        f"Mean over seeds in each range of tokens. Bands: {LEVEL:.0%} confidence interval of the mean, for "
+        "three or more seeds. Ranges without a scored token are left out."
     )
     return Figure("evaluation", "By position and by distance", caption, tuple(drawn), named=False)
 
 
-def mean_stretches(one: Series, kind: str, value: str) -> list[dict[str, float]]:
-    """Mean of a value over the runs of a series, in each stretch that all of them scored."""
+def mean_by_range(one: Series, kind: str, value: str) -> list[dict[str, float]]:
+    """Return the mean of a value over the runs of a series, in each range of tokens that all runs scored.
+
+    Args:
+        one: the series.
+        kind: "by_position" or "by_distance".
+        value: "loss" or "accuracy".
+
+    Returns:
+        For each range, ascending: `from` and `to` (tokens), the mean `y`, the number of runs `n` and, for
+        more than two runs, the ends `low` and `high` of the confidence interval.
+
+    """
     by_run = []
     for run in one.runs.values():
-        stretches = run.evaluation.get(kind) or []
+        ranges = run.evaluation.get(kind) or []
         by_run.append(
             {
                 (part["from"], part["to"]): part[value]
-                for part in stretches
+                for part in ranges
                 if part.get(value) is not None and part.get("scored", 1)
             }
         )
-    found = []
+    rows = []
     for start, end in sorted(set.intersection(*(set(parts) for parts in by_run))):
         mean = estimate([parts[start, end] for parts in by_run])
         assert mean is not None
         row: dict[str, float] = {"from": start, "to": end, "y": mean.mean, "n": mean.n}
         if mean.n > 2 and mean.low is not None and mean.high is not None:
             row |= {"low": mean.low, "high": mean.high}
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _panel(setting: Setting, kind: str, value: str, look: Look) -> alt.LayerChart | None:
     name, unit, factor = _VALUES[value]
     rows: list[dict[str, Any]] = []
     for one in setting.series:
-        for stretch in mean_stretches(one, kind, value):
+        for part in mean_by_range(one, kind, value):
             row: dict[str, Any] = {
                 "series": one.label,
-                "n": stretch["n"],
-                "from": stretch["from"],
-                "to": stretch["to"],
+                "n": part["n"],
+                "from": part["from"],
+                "to": part["to"],
             }
-            row |= {key: stretch[key] * factor for key in ("y", "low", "high") if key in stretch}
-            # The middle; on a logarithmic axis none can be 0.
-            row["x"] = max((stretch["from"] + stretch["to"]) / 2, 0.5)
+            row |= {key: part[key] * factor for key in ("y", "low", "high") if key in part}
+            # The middle of the range, above 0 for a logarithmic axis.
+            row["x"] = max((part["from"] + part["to"]) / 2, 0.5)
             rows.append(row)
     if not rows:
         return None
     places = [row["x"] for row in rows]
-    wide = kind == "by_distance" and panels.is_wide(places)
-    x_ends = panels.domain(places, wide) if wide else (0.0, max(row["to"] for row in rows))
+    logarithmic = kind == "by_distance" and panels.needs_logarithm(places)
+    x_ends = panels.domain(places, logarithmic) if logarithmic else (0.0, max(row["to"] for row in rows))
     y_ends = panels.domain([row[key] for row in rows for key in ("y", "low", "high") if key in row])
     if value == "accuracy":
         y_ends = (max(y_ends[0], -2.0), min(y_ends[1], 102.0))
-    axis = alt.Axis(title=f"{_KINDS[kind]} (tokens)", tickCount=5, format="~s" if wide else ",d")
-    x = alt.X("x:Q", scale=panels.scale(x_ends, wide), axis=axis)
+    axis = alt.Axis(title=f"{_KINDS[kind]} (tokens)", tickCount=5, format="~s" if logarithmic else ",d")
+    x = alt.X("x:Q", scale=panels.scale(x_ends, logarithmic), axis=axis)
     y_scale = panels.scale(y_ends)
     title = f"{name} ({unit})"
     tooltip = [

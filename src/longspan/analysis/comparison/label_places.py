@@ -1,19 +1,20 @@
-"""Places of labels beside points, so that none lies on another or on a point."""
+"""Places of labels beside points, without overlaps between labels and points where there is room."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Of the figures' 11 pixel font, a little more than the mean character.
+# Pixels in the figures' font of 11 pixels: width of a character (a little above the mean), height of a line,
+# distance between a point and its label.
 _CHARACTER, _LINE, _GAP = 6.7, 14.0, 9.0
-# Overlapping area that a label accepts rather than go one gap further from its point.
+# The cost of one more gap between a label and its point, as an overlapping area in square pixels.
 _FAR = 30.0
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in pixels, y downwards."""
+    """A rectangle in pixels; y grows downwards."""
 
     left: float
     top: float
@@ -21,28 +22,29 @@ class Box:
     bottom: float
 
     def overlap(self, other: Box) -> float:
-        """Area that two boxes share."""
+        """Return the area that two boxes share."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
 
 def text_width(text: str) -> float:
-    """About how many pixels a label is wide."""
+    """Return the approximate width of a label in pixels."""
     return _CHARACTER * len(text)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move places apart until neighbours are `gap` away, in their order, with the least change.
+    """Move places apart until neighbours are `gap` apart, with the least change in the sum of squares.
 
-    They stay in [low, high] where there is room for them; where there is not, they are spaced evenly over it.
+    The order is kept. The places stay in [low, high]; if there is too little room, they are spaced evenly
+    over it.
     """
     if not wanted:
         return []
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    # Least squares with the order kept: less the spacing, places must ascend, and pooling adjacent violators
-    # solves that exactly.
+    # This is isotonic regression of the places minus the spacing, and pooling adjacent violators solves it
+    # exactly.
     groups: list[list[float]] = []
     for rank, index in enumerate(order):
         groups.append([wanted[index] - rank * gap, 1])
@@ -67,14 +69,22 @@ def beside_points(
     height: float,
     lines: Sequence[Box] = (),
 ) -> list[tuple[float, float]]:
-    """Place the left middle of a label beside each point, in pixels, y downwards.
+    """Return the place of the middle of each label's left edge, in pixels; y grows downwards.
 
-    Each label in turn takes, of places around its point, the nearest that overlaps least with labels already
-    placed, with the points, with lines and with what is outside of the picture.
+    The labels are placed one after the other. Each takes the place around its point with the least cost:
+    overlap with earlier labels, points and lines, area outside of the picture, and distance from the point.
+
+    Args:
+        points: x and y of each point.
+        texts: the label of each point.
+        width: width of the picture.
+        height: height of the picture.
+        lines: boxes around lines.
+
     """
     marks = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     placed: list[Box] = []
-    found = []
+    places = []
     for (x, y), text in zip(points, texts, strict=True):
         size = text_width(text)
         candidates = []
@@ -88,11 +98,11 @@ def beside_points(
         for (left, middle), far in candidates:
             box = Box(left, middle - _LINE / 2, left + size, middle + _LINE / 2)
             inside = box.overlap(Box(0, 0, width, height))
-            # What is outside is cut off, which is worst.
+            # A part outside of the picture is cut off, so its area counts four times.
             cost = far + 4 * (size * _LINE - inside)
             cost += sum(box.overlap(other) for other in (*placed, *marks, *lines))
             if cost < least - 1e-6:
                 best, least = (left, middle), cost
         placed.append(Box(best[0], best[1] - _LINE / 2, best[0] + size, best[1] + _LINE / 2))
-        found.append(best)
-    return found
+        places.append(best)
+    return places

@@ -1,4 +1,4 @@
-"""What training came to: quality against what a pattern costs, and paired differences between patterns."""
+"""Figures of the results of training: quality against cost, and paired differences between patterns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from longspan.analysis.comparison.statistics import LEVEL, Estimate, estimate
 from longspan.analysis.comparison.tables import difference
 
 COSTS = ("density", "tokens_per_second", "peak_memory")
-# The interval of two runs is 13 times as wide as they are apart: it would be all that one sees.
+# With two runs the interval is about 13 times as wide as their difference, and would fill the figure.
 _LEAST_FOR_AN_INTERVAL = 3
-# Pixels between a point and its label from which a line joins them.
-_LED_FROM = 14.0
+# The distance in pixels from which a line connects a point and its label.
+_LINE_FROM = 14.0
 
 
 def tradeoffs(setting: Setting, look: Look) -> list[Figure]:
-    """Draw each quality against density, speed and peak memory."""
+    """Draw each quality against density, speed and peak memory: one figure per quality."""
     known = {quantity.key: quantity for quantity in quantities(setting)}
     figures = []
     for quality in qualities(setting):
@@ -48,8 +48,8 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
     seeds: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
     for one in setting.series:
-        costs, found = one.values(cost), one.values(quality)
-        shared = sorted(costs.keys() & found.keys())
+        costs, results = one.values(cost), one.values(quality)
+        shared = sorted(costs.keys() & results.keys())
         if not shared:
             continue
         seeds += [
@@ -57,12 +57,12 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
                 "series": one.label,
                 "seed": seed,
                 "x": costs[seed] * cost.scale,
-                "y": found[seed] * quality.scale,
+                "y": results[seed] * quality.scale,
             }
             for seed in shared
         ]
         row: dict[str, Any] = {"series": one.label, "n": len(shared)}
-        for axis, quantity, values in (("x", cost, costs), ("y", quality, found)):
+        for axis, quantity, values in (("x", cost, costs), ("y", quality, results)):
             mean = estimate([values[seed] for seed in shared])
             assert mean is not None
             row |= _ends(axis, mean, quantity)
@@ -73,10 +73,10 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
     x_values += [row["x"] for row in seeds]
     y_values = [row[key] for row in means for key in ("y", "y_low", "y_high") if key in row]
     y_values += [row["y"] for row in seeds]
-    wide = panels.is_wide(x_values)
-    x_ends, y_ends = panels.domain(x_values, wide, 0.1), panels.domain(y_values, pad=0.08)
-    _place_labels(means, x_ends, y_ends, wide)
-    x = alt.X("x:Q", scale=panels.scale(x_ends, wide), axis=_axis(cost, wide, x_ends))
+    logarithmic = panels.needs_logarithm(x_values)
+    x_ends, y_ends = panels.domain(x_values, logarithmic, 0.1), panels.domain(y_values, pad=0.08)
+    _place_labels(means, x_ends, y_ends, logarithmic)
+    x = alt.X("x:Q", scale=panels.scale(x_ends, logarithmic), axis=_axis(cost, logarithmic, x_ends))
     y = alt.Y("y:Q", scale=panels.scale(y_ends), axis=alt.Axis(title=quality.title))
     of_means = alt.Chart(panels.data(means))
     tooltip = [
@@ -108,16 +108,16 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
             x=x, y=y, color=look.colour(), shape=look.shape(), tooltip=tooltip, opacity=panels.opacity(1.0)
         )
     )
-    led = [row for row in means if "led" in row]
-    if led:
+    with_line = [row for row in means if "line_x" in row]
+    if with_line:
         layers.append(
-            alt.Chart(panels.data(led))
+            alt.Chart(panels.data(with_line))
             .mark_rule(strokeWidth=1)
-            .encode(x=x, y=y, x2="lead_x:Q", y2="label_y:Q", color=look.colour(), opacity=panels.opacity(0.6))
+            .encode(x=x, y=y, x2="line_x:Q", y2="label_y:Q", color=look.colour(), opacity=panels.opacity(0.6))
         )
     layers.append(
         of_means.mark_text(align="left", baseline="middle").encode(
-            x=alt.X("label_x:Q", scale=panels.scale(x_ends, wide)),
+            x=alt.X("label_x:Q", scale=panels.scale(x_ends, logarithmic)),
             y=alt.Y("label_y:Q", scale=panels.scale(y_ends)),
             text="series:N",
             opacity=panels.opacity(1.0),
@@ -127,18 +127,19 @@ def _scatter(setting: Setting, cost: Quantity, quality: Quantity, look: Look) ->
 
 
 def _ends(axis: str, mean: Estimate, quantity: Quantity) -> dict[str, Any]:
-    found: dict[str, Any] = {axis: mean.mean * quantity.scale, f"{axis}_text": quantity.write_estimate(mean)}
+    """Return the mean, its text and, for enough seeds, the ends of its interval, under keys of the axis."""
+    row: dict[str, Any] = {axis: mean.mean * quantity.scale, f"{axis}_text": quantity.write_estimate(mean)}
     if mean.n >= _LEAST_FOR_AN_INTERVAL and mean.half:
         assert mean.low is not None
         assert mean.high is not None
-        found |= {f"{axis}_low": mean.low * quantity.scale, f"{axis}_high": mean.high * quantity.scale}
-    return found
+        row |= {f"{axis}_low": mean.low * quantity.scale, f"{axis}_high": mean.high * quantity.scale}
+    return row
 
 
 def _axis(quantity: Quantity, logarithmic: bool, ends: tuple[float, float]) -> alt.Axis:
     if not logarithmic:
         return alt.Axis(title=quantity.title, tickCount=5)
-    # Vega labels powers of ten alone, of which a short axis has none or one.
+    # Vega labels only powers of ten, and a short axis has at most one of them.
     steps = [1, 2, 5] if ends[1] / ends[0] < 1000 else [1]
     powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
@@ -147,16 +148,16 @@ def _axis(quantity: Quantity, logarithmic: bool, ends: tuple[float, float]) -> a
 
 
 def _place_labels(
-    means: list[dict[str, Any]], x_ends: tuple[float, float], y_ends: tuple[float, float], wide: bool
+    means: list[dict[str, Any]], x_ends: tuple[float, float], y_ends: tuple[float, float], logarithmic: bool
 ) -> None:
-    """Add the place of its label to each row, in the units of the axes."""
-    straight = math.log if wide else float
-    back = math.exp if wide else float
-    left, right = straight(x_ends[0]), straight(x_ends[1])
+    """Add the place of the label to each row, in the units of the axes, and the end of a line to it."""
+    to_axis = math.log if logarithmic else float
+    from_axis = math.exp if logarithmic else float
+    left, right = to_axis(x_ends[0]), to_axis(x_ends[1])
     per_x, per_y = (right - left) / panels.WIDTH, (y_ends[1] - y_ends[0]) / panels.HEIGHT
 
     def across(value: float) -> float:
-        return (straight(value) - left) / per_x
+        return (to_axis(value) - left) / per_x
 
     def down(value: float) -> float:
         return (y_ends[1] - value) / per_y
@@ -174,14 +175,13 @@ def _place_labels(
     labels = [row["series"] for row in means]
     places = beside_points(points, labels, panels.WIDTH, panels.HEIGHT, intervals)
     for row, (x, y), (point_x, point_y) in zip(means, places, points, strict=True):
-        row["label_x"] = back(left + x * per_x)
+        row["label_x"] = from_axis(left + x * per_x)
         row["label_y"] = y_ends[1] - y * per_y
-        # A line leads from a point to a label that stands away from it, to the label's nearest end.
+        # A line connects the point with the nearest end of a distant label.
         size = text_width(row["series"])
         end = min(max(point_x, x - 2), x + size + 2)
-        if math.hypot(end - point_x, y - point_y) > _LED_FROM:
-            row["led"] = True
-            row["lead_x"] = back(left + end * per_x)
+        if math.hypot(end - point_x, y - point_y) > _LINE_FROM:
+            row["line_x"] = from_axis(left + end * per_x)
 
 
 def differences(setting: Setting, look: Look, baseline: Series | None) -> Figure | None:
@@ -208,17 +208,17 @@ def _forest(setting: Setting, quality: Quantity, look: Look, baseline: Series) -
     ticks: list[dict[str, Any]] = []
     of_baseline = baseline.values(quality)
     for one in setting.series:
-        found = None if one is baseline else difference(quality, one, baseline)
-        if found is None:
+        mean = None if one is baseline else difference(quality, one, baseline)
+        if mean is None:
             continue
         row: dict[str, Any] = {
             "series": one.label,
-            "x": found.mean * quality.scale,
-            "n": found.n,
-            "text": quality.write_estimate(found, sign=True) + ("*" if found.excludes_zero else ""),
+            "x": mean.mean * quality.scale,
+            "n": mean.n,
+            "text": quality.write_estimate(mean, sign=True) + ("*" if mean.excludes_zero else ""),
         }
-        if found.low is not None and found.high is not None:
-            row |= {"low": found.low * quality.scale, "high": found.high * quality.scale}
+        if mean.low is not None and mean.high is not None:
+            row |= {"low": mean.low * quality.scale, "high": mean.high * quality.scale}
         rows.append(row)
         ticks += [
             {"series": one.label, "seed": seed, "x": (value - of_baseline[seed]) * quality.scale}
@@ -250,10 +250,10 @@ def _forest(setting: Setting, quality: Quantity, look: Look, baseline: Series) -
     ]
     zero = alt.Chart(panels.data([{"x": 0}])).mark_rule(strokeDash=[4, 3]).encode(x=x)
     layers: list[Any] = [zero]
-    ranged = [row for row in rows if "low" in row]
-    if ranged:
+    with_interval = [row for row in rows if "low" in row]
+    if with_interval:
         layers.append(
-            alt.Chart(panels.data(ranged))
+            alt.Chart(panels.data(with_interval))
             .mark_rule(strokeWidth=2)
             .encode(
                 y=y,

@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file with its figures, pictures and scripts, and PNGs beside it."""
+"""The page of a comparison: one HTML file that holds figures, pictures and scripts, and a PNG per figure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAGE = "comparison.html"
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one setting."""
+    """The content of the page for one setting."""
 
     key: str
     title: str
@@ -57,13 +57,16 @@ def write_page(
     folder: Path,
     baseline: str | None = None,
 ) -> list[Path]:
-    """Write the page and the PNGs of its figures into a folder; returns their paths, the page first.
+    """Write the page and a PNG of each figure into a folder.
 
     Args:
-        settings: what is compared.
-        unfinished: runs to be listed as not compared.
-        folder: made where it is missing.
-        baseline: label of the series that others are measured by; None: "dense" where it was run.
+        settings: the compared settings.
+        unfinished: runs that the page lists as not compared.
+        folder: folder of the files; it is created if it is missing.
+        baseline: label of the series of reference; None for "dense", if there is one.
+
+    Returns:
+        The written files, the page first.
 
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,11 +128,11 @@ def _section(setting: Setting, look: Look, baseline: Series | None) -> Section:
         evaluation_figure(setting, look),
     ]
     several = len(setting.series) > 1
-    pictures, without = _pictures(setting)
+    pictures, not_drawn = _pictures(setting)
     return Section(
         key=setting.key,
         title=setting.title,
-        remarks=[*remarks(setting), *(Remark(text, warning=False) for text in (*missing, *without))],
+        remarks=[*remarks(setting), *(Remark(text, warning=False) for text in (*missing, *not_drawn))],
         results=results_table(setting),
         baseline=baseline_table(setting, baseline) if several and baseline is not None else None,
         pairs=[differences_table(setting, quality) for quality in qualities(setting)] if several else [],
@@ -140,11 +143,11 @@ def _section(setting: Setting, look: Look, baseline: Series | None) -> Section:
 
 
 def _pictures(setting: Setting) -> tuple[list[tuple[str, str]], list[str]]:
-    """A picture of each distinct pattern, as an address that holds it, and what could not be drawn."""
-    # matplotlib, which only pictures of patterns need.
+    """Return title and data URL of the picture of each pattern, and a sentence per pattern without one."""
+    # Imported late, since only pictures of patterns need matplotlib.
     from longspan.analysis.picture import draw_pattern
 
-    found: list[tuple[str, str]] = []
+    pictures: list[tuple[str, str]] = []
     missing: dict[str, None] = {}
     for one in setting.series:
         run = next(iter(one.runs.values()))
@@ -159,13 +162,13 @@ def _pictures(setting: Setting) -> tuple[list[tuple[str, str]], list[str]]:
                 continue
             buffer = BytesIO()
             draw_pattern(layout).savefig(buffer, format="png", dpi=110)
-            # Two patterns of a mixture may have one name and as many layers.
-            if any(title == other for other, _ in found):
-                title += f", {sum(other.startswith(title) for other, _ in found) + 1}"
-            found.append((title, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()))
-    return found, list(missing)
+            # Two patterns of a mixture may have the same name and the same number of layers.
+            if any(title == other for other, _ in pictures):
+                title += f", {sum(other.startswith(title) for other, _ in pictures) + 1}"
+            pictures.append((title, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()))
+    return pictures, list(missing)
 
 
 def _for_script(value: Any) -> str:
-    """JSON that may stand in a script of a page, where "</script" or "<!--" would end or change it."""
+    """Return JSON for a script element: with "<" escaped, since "</script" would end the element."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

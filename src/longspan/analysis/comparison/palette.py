@@ -1,11 +1,11 @@
-"""Colours of the figures, on light and on dark ground, that readers with any colour vision tell apart."""
+"""Colours of the figures, for light and dark backgrounds, which differ for readers with any colour vision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-# Petroff's ten colours (2021, arXiv:2107.02270), the greys last; raised on dark ground.
+# Petroff's ten colours (2021, arXiv:2107.02270), the greys last; DARK has lighter versions of them.
 LIGHT = (
     "#3f90da", "#e76300", "#832db6", "#ffa90e", "#bd1f01", "#92dadd", "#a96b59", "#b9ac70", "#717581",
     "#94a4a2",
@@ -14,13 +14,13 @@ DARK = (
     "#5aa5ea", "#f0772b", "#b07be0", "#ffbd45", "#ff6b8b", "#92dadd", "#c79483", "#c9be8b", "#8d92a0",
     "#b3c0be",
 )  # fmt: skip
-# What everything is measured by stands in the colour of the text.
+# The baseline has the colour of the text.
 BASELINE = {"light": "#1f2328", "dark": "#f0f3f6"}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 
 def colours(labels: Sequence[str], theme: str, baseline: str | None = None) -> list[str]:
-    """A colour for each label: the text's for the baseline, for others the palette's, over again."""
+    """Return a colour per label: that of the text for the baseline, else the palette's, repeated."""
     palette = {"light": LIGHT, "dark": DARK}[theme]
     others = [label for label in labels if label != baseline]
     return [
@@ -30,12 +30,12 @@ def colours(labels: Sequence[str], theme: str, baseline: str | None = None) -> l
 
 
 def shapes(labels: Sequence[str]) -> list[str]:
-    """A shape of points for each label, so that colour is not all that tells them apart."""
+    """Return a shape of points per label, so that labels differ by more than colour."""
     return [SHAPES[number % len(SHAPES)] for number in range(len(labels))]
 
 
 def config(labels: Sequence[str], theme: str, baseline: str | None = None) -> dict[str, Any]:
-    """The Vega-Lite configuration of a theme; a scale with range "category" takes its colours."""
+    """Return the Vega-Lite configuration of a theme; its range "category" holds the colours of the labels."""
     ink = BASELINE[theme]
     faint, muted = ("#d8dee4", "#57606a") if theme == "light" else ("#3d444d", "#9198a1")
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"

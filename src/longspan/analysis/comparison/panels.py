@@ -1,4 +1,4 @@
-"""What the figures share: their form, the encoding of a series, scales, and the way to a PNG."""
+"""The common parts of all figures: data types, encoding of a series, scales, and export to PNG."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from PIL import Image
 from longspan.analysis.comparison import palette
 
 WIDTH, HEIGHT = 296, 260
-# Of the Vega-Lite that altair writes; the page brings along the scripts of this version.
+# The version of Vega-Lite that altair writes; the page holds the scripts of this version.
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-# From this on, figures use a logarithmic axis.
+# The ratio of largest to smallest value from which an axis is logarithmic.
 _LOGARITHMIC = 5.0
-# A series that is not in focus is drawn this faintly.
+# Factor of the opacity of a series that is not in focus.
 _FAINT = 0.1
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of one or several panels side by side.
+    """A figure of one or more panels side by side.
 
     Attributes:
-        key: for file names.
-        title: what it shows.
-        caption: how to read it.
-        panels: each of them a chart by itself.
-        named: whether the panels say which series is which; the page says so above all figures, and a PNG of
-            one that does not gets a legend.
+        key: short name, for file names.
+        title: heading of the figure.
+        caption: explanation of how to read it.
+        panels: one chart per panel.
+        named: whether the panels have labels of the series. The page has a legend above all figures; the PNG
+            of a figure without labels gets one.
 
     """
 
@@ -46,11 +46,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Look:
-    """How series look in every figure of a comparison.
+    """Colours and shapes of the series, the same in every figure of a comparison.
 
     Attributes:
-        labels: of all series, in the order of the colours.
-        baseline: the label that is drawn in the colour of the text.
+        labels: labels of all series, in the order of the colours.
+        baseline: the label with the colour of the text.
 
     """
 
@@ -58,7 +58,7 @@ class Look:
     baseline: str | None
 
     def colour(self) -> alt.Color:
-        """Encode the series as a colour; the theme's configuration says which."""
+        """Encode the series as a colour, which the configuration of the theme gives."""
         scale = alt.Scale(domain=list(self.labels), range="category")  # type: ignore[arg-type]
         return alt.Color("series:N", scale=scale, legend=None)
 
@@ -69,12 +69,12 @@ class Look:
 
 
 def opacity(full: float) -> Any:
-    """Encode what is in focus: the page sets the parameter to a series, or to "" for all of them."""
+    """Encode opacity: `full` for the series in focus. The page sets `focus` to a series, or to "" for all."""
     return alt.condition("focus == '' || focus == datum.series", alt.value(full), alt.value(full * _FAINT))
 
 
 def band_opacity() -> Any:
-    """Encode the opacity of a confidence band: several over each other are faint, the one in focus is not."""
+    """Encode the opacity of a confidence band: low if all are shown, higher for the series in focus."""
     return {
         "condition": [
             {"test": "focus == ''", "value": 0.07},
@@ -85,12 +85,12 @@ def band_opacity() -> Any:
 
 
 def data(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
-    """Rows as the data of a layer."""
+    """Return rows as the data of a layer."""
     return alt.InlineData(values=list(rows))
 
 
 def domain(values: Sequence[float], logarithmic: bool = False, pad: float = 0.06) -> tuple[float, float]:
-    """Ends of an axis around some values, a little beyond them."""
+    """Return the ends of an axis: the range of the values, extended by the share `pad` on both sides."""
     low, high = min(values), max(values)
     if logarithmic:
         factor = max((high / low) ** pad, 1.05)
@@ -99,55 +99,58 @@ def domain(values: Sequence[float], logarithmic: bool = False, pad: float = 0.06
     return low - room, high + room
 
 
-def is_wide(values: Sequence[float]) -> bool:
-    """Whether values need a logarithmic axis: positive, and far apart."""
+def needs_logarithm(values: Sequence[float]) -> bool:
+    """Return whether values need a logarithmic axis: all positive, and far apart."""
     return min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC
 
 
 def scale(ends: tuple[float, float], logarithmic: bool = False) -> alt.Scale:
-    """A scale with fixed ends."""
+    """Return a scale with fixed ends."""
     if logarithmic:
         return alt.Scale(domain=list(ends), type="log", nice=False)
     return alt.Scale(domain=list(ends), nice=False, zero=False)
 
 
 def layered(layers: Sequence[Any], width: int = WIDTH, height: int = HEIGHT) -> alt.LayerChart:
-    """A panel of layers, the first at the back."""
+    """Return a panel of layers, the first one at the back; width and height in pixels."""
     return alt.LayerChart(layer=list(layers), width=width, height=height)
 
 
 def specification(chart: Any, look: Look, theme: str | None = None) -> dict[str, Any]:
-    """The Vega-Lite specification of a chart, with the parameter `focus`; with a theme, for a picture."""
-    made: dict[str, Any] = chart.to_dict()
-    made["params"] = [{"name": "focus", "value": ""}, *made.get("params", [])]
-    made.pop("config", None)
+    """Return the Vega-Lite specification of a chart with the parameter `focus`.
+
+    With a theme it also has the configuration of a picture: colours, a white background and padding.
+    """
+    vega: dict[str, Any] = chart.to_dict()
+    vega["params"] = [{"name": "focus", "value": ""}, *vega.get("params", [])]
+    vega.pop("config", None)
     if theme is not None:
-        made["config"] = palette.config(look.labels, theme, look.baseline) | {"background": "#ffffff"}
-        made["padding"] = 16
-    return made
+        vega["config"] = palette.config(look.labels, theme, look.baseline) | {"background": "#ffffff"}
+        vega["padding"] = 16
+    return vega
 
 
 def write_png(figure: Figure, look: Look, title: str, path: Path) -> None:
-    """Write a figure as a PNG on white ground, with its title and caption above."""
+    """Write a figure as a PNG with a white background, title and caption above."""
     columns = 2 if len(figure.panels) == 4 else 3
     chart = alt.concat(*figure.panels, columns=columns, spacing=36).properties(
         title=alt.TitleParams(f"{figure.title}: {title}", subtitle=_lines(figure.caption), offset=14)
     )
-    made = specification(chart, look, "light")
+    vega = specification(chart, look, "light")
     if not figure.named:
         legend = {"title": None, "orient": "right", "symbolOpacity": 1, "symbolSize": 90}
-        for panel in made["concat"]:
+        for panel in vega["concat"]:
             for layer in panel["layer"]:
                 for channel in {"color", "shape"} & set(layer["encoding"]):
                     layer["encoding"][channel]["legend"] = legend
-    drawn = Image.open(BytesIO(vl_convert.vegalite_to_png(made, vl_version=VEGA_LITE, scale=2)))
-    # Few colours: a palette of them takes a fifth of the space.
-    drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(BytesIO(vl_convert.vegalite_to_png(vega, vl_version=VEGA_LITE, scale=2)))
+    # The figures have few colours: with a palette, a file takes a fifth of the space.
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def scripts() -> str:
-    """The JavaScript that draws specifications: Vega, Vega-Lite and vega-embed, as a script of a page."""
-    # A script of a page ends at the first of these, wherever it stands.
+    """Return the JavaScript of Vega, Vega-Lite and vega-embed, for a script element of the page."""
+    # "</script" would end the element, even within a string of the code.
     bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     return bundle.replace("</script", "<\\/script")
 

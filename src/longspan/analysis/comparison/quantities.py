@@ -1,4 +1,4 @@
-"""What runs are compared by: names of quantities, units, where they stand in a result, how to write them."""
+"""The quantities of a comparison: names, units, location in a result, and format."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Quantity:
     """A number of a run.
 
     Attributes:
-        key: a short name.
-        label: for a heading.
-        unit: behind the label; "" for none.
-        scale: a value times this is in the unit.
-        digits: behind the point, in the unit.
-        of: gives it for a run, or None.
-        lower_is_better: None where neither is.
+        key: short name.
+        label: name in a heading.
+        unit: unit after the label; "" for none.
+        of: returns the value of a run; None if the run does not have it.
+        scale: factor from a value to the unit.
+        digits: decimals in the unit.
+        lower_is_better: None if neither direction is better.
 
     """
 
@@ -35,19 +35,19 @@ class Quantity:
 
     @property
     def title(self) -> str:
-        """Label and unit."""
+        """Label and unit, for a heading."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def write(self, value: float, sign: bool = False) -> str:
-        """Write a value in the unit."""
+        """Format a value in the unit."""
         return f"{value * self.scale:{'+' if sign else ''},.{self.digits}f}".replace("-", "−")
 
-    def write_estimate(self, found: Estimate | None, sign: bool = False) -> str:
-        """Write a mean with its interval, if it has one and not all values are the same."""
-        if found is None:
+    def write_estimate(self, estimate: Estimate | None, sign: bool = False) -> str:
+        """Format a mean, with its interval if there is one and the values are not all equal."""
+        if estimate is None:
             return "–"
-        text = self.write(found.mean, sign)
-        return f"{text} ± {self.write(found.half or 0.0)}" if found.varies else text
+        text = self.write(estimate.mean, sign)
+        return f"{text} ± {self.write(estimate.half or 0.0)}" if estimate.varies else text
 
 
 def _metric(key: str) -> Callable[[Run], float | None]:
@@ -77,7 +77,7 @@ _SIZES = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e
 
 
 def in_fitting_unit(value: float) -> tuple[float, str]:
-    """The scale and the name of the unit in which that many floating-point operations are a short number."""
+    """Return factor and name of the largest unit in which a number of operations is at least 1."""
     for size, name in _SIZES:
         if value >= size:
             return 1 / size, name
@@ -85,8 +85,8 @@ def in_fitting_unit(value: float) -> tuple[float, str]:
 
 
 def quantities(setting: Setting) -> list[Quantity]:
-    """Those quantities that any run of a setting has, in units that fit it."""
-    found = []
+    """Return the quantities that at least one run of a setting has, in units that suit its values."""
+    present = []
     for quantity in ALL:
         values = [value for run in setting.runs if (value := quantity.of(run)) is not None]
         if not values:
@@ -96,15 +96,15 @@ def quantities(setting: Setting) -> list[Quantity]:
             quantity = Quantity("flops", "compute", unit, quantity.of, scale, 2, True)
         elif quantity is SPEED and max(values) < 10_000:
             quantity = Quantity("tokens_per_second", "speed", "tokens/s", quantity.of, 1, 0, False)
-        found.append(quantity)
-    return found
+        present.append(quantity)
+    return present
 
 
 def qualities(setting: Setting) -> list[Quantity]:
-    """The quantities that say how well the runs of a setting learned.
+    """Return the quantities that measure the quality of the models of a setting.
 
-    Of text the loss (bits per byte are the loss in another unit, over one tokenizer); of a task, which has no
-    bytes, accuracy and the loss.
+    For text this is the loss alone, since bits per byte are the loss in another unit for a given tokenizer.
+    For a task, which has no bytes, these are accuracy and loss.
     """
     known = {quantity.key: quantity for quantity in quantities(setting)}
     keys = (LOSS.key,) if BITS.key in known else (ACCURACY.key, LOSS.key)

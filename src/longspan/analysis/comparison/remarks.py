@@ -10,7 +10,7 @@ from longspan.analysis.comparison.quantities import FLOPS, qualities
 from longspan.analysis.comparison.runs import Run
 from longspan.analysis.comparison.series import DENSE, Setting
 
-# Groups of the configuration, by what a difference in them means for the comparison.
+# What a difference in a group of the configuration means for the comparison.
 _MEANING = {
     "data": "different data",
     "tokenizer": "different tokenizers",
@@ -20,19 +20,19 @@ _MEANING = {
     "optimizer": "different optimizers",
     "scheduler": "different learning rates",
 }
-# Differences of these keys of the trainer are differences of the budget, which is compared as it was spent.
+# Keys of the trainer that set the budget. They are not compared, since the budgets that were used are.
 _BUDGET = ("trainer.max_steps", "trainer.max_time", "trainer.max_epochs")
-# How far budgets may be apart and still count as one.
+# The largest relative difference of budgets that count as equal.
 _SAME_TOKENS, _SAME_FLOPS, _SAME_SECONDS = 0.001, 0.02, 0.02
 
 
 @dataclass(frozen=True)
 class Remark:
-    """A sentence for the reader.
+    """A sentence for the reader of a comparison.
 
     Attributes:
         text: the sentence.
-        warning: whether figures are not comparable because of it.
+        warning: whether it makes figures not comparable.
 
     """
 
@@ -41,24 +41,31 @@ class Remark:
 
 
 def remarks(setting: Setting) -> list[Remark]:
-    """Say what is to be known of a setting's figures, the worst first."""
-    found = [*_alike(setting), *_budget(setting), *_machine(setting), *_losses(setting), *_seeds(setting)]
+    """Return the remarks on the figures of a setting, warnings first."""
+    collected = [
+        *_other_differences(setting),
+        *_budgets(setting),
+        *_machines(setting),
+        *_losses(setting),
+        *_seeds(setting),
+    ]
     if setting.repeated:
-        found.append(
+        collected.append(
             Remark(f"Run more than once, the latest counts; not compared: {', '.join(setting.repeated)}.")
         )
     base = setting.baseline()
     if base is not None and len(setting.series) > 1 and base.label != DENSE:
         why = "one of several dense series" if base.label.startswith(f"{DENSE} ") else "no series is dense"
-        found.append(
+        collected.append(
             Remark(f"Without --baseline, differences are taken to {base.label}: {why}.", warning=False)
         )
     notes = dict.fromkeys(note for run in setting.runs for note in run.notes)
-    found += [Remark(note, warning=False) for note in notes]
-    return sorted(found, key=lambda remark: not remark.warning)
+    collected += [Remark(note, warning=False) for note in notes]
+    return sorted(collected, key=lambda remark: not remark.warning)
 
 
-def _alike(setting: Setting) -> Iterable[Remark]:
+def _other_differences(setting: Setting) -> Iterable[Remark]:
+    """Yield the differences in configuration and data, other than pattern and budget."""
     keys = [
         key
         for key in differing(one.settings for one in setting.series)
@@ -69,7 +76,7 @@ def _alike(setting: Setting) -> Iterable[Remark]:
         by_meaning.setdefault(_MEANING.get(group_of(key), "runs differ in more than the pattern"), []).append(
             key
         )
-    # A generated task may follow the seed: only runs of one seed must have read the same.
+    # A generated task may follow the seed, so the data are compared among runs with the same seed.
     by_seed: dict[int, list[dict[str, str]]] = {}
     for one in setting.series:
         for seed, run in one.runs.items():
@@ -81,17 +88,19 @@ def _alike(setting: Setting) -> Iterable[Remark]:
         yield Remark(f"Not comparable: {meaning} ({', '.join(names)}).")
 
 
-def _budget(setting: Setting) -> Iterable[Remark]:
+def _budgets(setting: Setting) -> Iterable[Remark]:
     tokens = [run.result.get("tokens") for run in setting.runs]
     if _spread(tokens) <= _SAME_TOKENS:
         return
-    asked = {_budget_of(run) for run in setting.runs}
-    budget = asked.pop() if len(asked) == 1 else None
-    spent = [_used(run) for run in setting.runs] if budget is not None else [None]
-    if None not in spent:
-        short = [run for run, used in zip(setting.runs, spent, strict=True) if not _is_spent(run, used)]
-        if short:
-            amounts = ", ".join(f"{run.name}: {_used(run):,.6g}" for run in short)
+    limits = {_limit(run) for run in setting.runs}
+    budget = limits.pop() if len(limits) == 1 else None
+    amounts_used = [_used(run) for run in setting.runs] if budget is not None else [None]
+    if None not in amounts_used:
+        stopped_early = [
+            run for run, used in zip(setting.runs, amounts_used, strict=True) if not _is_used_up(run, used)
+        ]
+        if stopped_early:
+            amounts = ", ".join(f"{run.name}: {_used(run):,.6g}" for run in stopped_early)
             yield Remark(f"Not comparable: runs did not use their equal budgets of {budget} ({amounts}).")
         else:
             yield Remark(f"Equal budgets of {budget}, so the numbers of tokens differ.", warning=False)
@@ -110,26 +119,26 @@ def _budget(setting: Setting) -> Iterable[Remark]:
         yield Remark(f"Not comparable: different budgets ({amounts}).")
 
 
-def _budget_of(run: Run) -> str | None:
-    """The budget that a run was given, in words."""
+def _limit(run: Run) -> str | None:
+    """Return the limit of the budget of a run with its unit; None without a budget."""
     budget = run.result.get("budget")
     return f"{budget['limit']:,.6g} {budget['unit']}" if budget else None
 
 
 def _used(run: Run) -> float | None:
-    """What a run used of its budget; None where that is not known."""
+    """Return how much of its budget a run used, in the unit of the budget; None if unknown."""
     return (run.result.get("budget") or {}).get("used")
 
 
-def _is_spent(run: Run, used: float | None) -> bool:
-    """Whether a run used what it was given, but for a step: it takes whole ones."""
+def _is_used_up(run: Run, used: float | None) -> bool:
+    """Return whether a run used its budget up to one step, since a run takes whole steps."""
     limit = run.result["budget"]["limit"]
     used = used or 0.0
-    of_step = used / (run.result.get("steps") or 1)
-    return abs(used - limit) <= _SAME_SECONDS * limit + of_step
+    per_step = used / (run.result.get("steps") or 1)
+    return abs(used - limit) <= _SAME_SECONDS * limit + per_step
 
 
-def _machine(setting: Setting) -> Iterable[Remark]:
+def _machines(setting: Setting) -> Iterable[Remark]:
     differences = differing(map(facts, setting.runs))
     machine = [key for key in ("device", "attention backend", "precision") if key in differences]
     if machine:
@@ -146,19 +155,19 @@ def _losses(setting: Setting) -> Iterable[Remark]:
 
 
 def _seeds(setting: Setting) -> Iterable[Remark]:
-    # Of a run that diverged there is nothing to take a mean of.
+    # A run that diverged has no value of the quality, so its seed does not count.
     quality = next(iter(qualities(setting)), None)
     seeds = {one.label: tuple(one.runs if quality is None else one.values(quality)) for one in setting.series}
-    counts = {label: len(own) for label, own in seeds.items()}
+    counts = {label: len(of_series) for label, of_series in seeds.items()}
     single = [label for label, count in counts.items() if count == 1]
     if single:
-        who = "every pattern" if len(single) == len(counts) else ", ".join(single)
-        yield Remark(f"One seed of {who}: no confidence interval.", warning=False)
+        names = "every pattern" if len(single) == len(counts) else ", ".join(single)
+        yield Remark(f"One seed of {names}: no confidence interval.", warning=False)
     two = [label for label, count in counts.items() if count == 2]
     if two:
-        who = "every pattern" if len(two) == len(counts) else ", ".join(two)
+        names = "every pattern" if len(two) == len(counts) else ", ".join(two)
         yield Remark(
-            f"Two seeds of {who}: an interval of one degree of freedom is so wide that it tells little.",
+            f"Two seeds of {names}: an interval of one degree of freedom is too wide to be informative.",
             warning=False,
         )
     if len(set(seeds.values())) > 1:
@@ -168,7 +177,7 @@ def _seeds(setting: Setting) -> Iterable[Remark]:
 
 
 def _spread(values: Sequence[float | None]) -> float:
-    """How far apart values are, relative to the largest; infinite where one is not known."""
+    """Return the range of the values divided by the largest; infinity if one is unknown or 0."""
     known = [value for value in values if value]
     if len(known) < len(values) or not known:
         return float("inf")

@@ -1,4 +1,4 @@
-"""Runs as they left their files: found below a path, read, and written together into one small file."""
+"""Reads the files of runs below a path, and writes many runs into one small file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from longspan.records.jsonable import to_jsonable
 from longspan.records.run_folder import EVALUATION_FILE, FAILURE_FILE, METRICS_FILE, RESULT_FILE
 
 HYDRA = Path(".hydra") / "overrides.yaml"
-# Folders of a run that hold no run.
-_INSIDE = frozenset({".hydra", "checkpoints", "wandb"})
-# Columns of metrics.csv, and what a point of a curve calls them.
+# Folders within the folder of a run that are not searched for runs.
+_NOT_SEARCHED = frozenset({".hydra", "checkpoints", "wandb"})
+# Keys of curves and of their points -> columns of metrics.csv.
 _LOSSES = {"train": "train/loss", "val": "val/loss"}
 _AXES = {"tokens": "train/tokens", "seconds": "cost/seconds", "flops": "cost/flops"}
 
@@ -32,12 +32,13 @@ class Run:
     """A run that has a result.
 
     Attributes:
-        name: what to call it in a list: its folder.
-        result: what `longspan.training.reports.results.collect_result` wrote.
-        curves: "train" and "val": points by step, each a dictionary of `step`, `loss` (nats a token),
-            `tokens`, `seconds` (of training) and `flops`; what was not recorded is None.
-        evaluation: what evaluation.json holds; empty where there is none that can be read.
-        notes: what a reader must know of its figures.
+        name: its folder, the name in lists.
+        result: the content of result.json, from `longspan.training.reports.results.collect_result`.
+        curves: under "train" and "val", points by ascending step. A point is a dictionary of `step`, `loss`
+            (nats per token), `tokens`, `seconds` (of training) and `flops`; a value that was not recorded is
+            None.
+        evaluation: the content of evaluation.json; empty if the file is missing or cannot be read.
+        notes: sentences for the reader of its figures.
 
     """
 
@@ -49,27 +50,27 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed of the run; None where its configuration names none."""
+        """The seed of the run; None if its configuration has none."""
         return self.result.get("config", {}).get("seed")
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that is not compared, and why."""
+    """A run that is not compared, with the reason."""
 
     name: str
     reason: str
 
 
 def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[Unfinished]]:
-    """Read all runs below some paths, in the order of the paths and of the names below them.
+    """Read all runs below the paths, in the order of the paths and of the names of folders.
 
     Args:
-        paths: folders of runs, of sweeps or of both, searched to any depth; a result.json; or a file that
-            `write_runs` wrote. A run that several of them hold counts once.
+        paths: folders of runs or sweeps, searched to any depth; a result.json; or a file of `write_runs`. A
+            run below several paths counts once.
 
     Returns:
-        The finished runs, and those that failed, were interrupted or never came to an end.
+        The finished runs, and the runs that failed, were interrupted or have no result.
 
     Raises:
         NoRuns: a path does not exist or holds no run.
@@ -93,20 +94,20 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[Unfinished]]
             if folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
-            found = read_run(folder)
-            if isinstance(found, Run):
-                runs.append(found)
+            run = read_run(folder)
+            if isinstance(run, Run):
+                runs.append(run)
             else:
-                unfinished.append(found)
+                unfinished.append(run)
     return runs, unfinished
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Find the folders of runs in `folder`, itself included, by number and name."""
+    """Yield the folders of runs in `folder`, itself included, sorted by leading number and name."""
     if (folder / RESULT_FILE).is_file() or (folder / HYDRA).is_file() or (folder / FAILURE_FILE).is_file():
         yield folder
-    for child in sorted(folder.iterdir(), key=_by_number):
-        if child.is_dir() and not child.is_symlink() and child.name not in _INSIDE:
+    for child in sorted(folder.iterdir(), key=_number_and_name):
+        if child.is_dir() and not child.is_symlink() and child.name not in _NOT_SEARCHED:
             yield from find_runs(child)
 
 
@@ -136,29 +137,35 @@ def read_run(folder: Path) -> Run | Unfinished:
 
 
 def _read_evaluation(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Read evaluation.json; one that cannot be read costs its own figures alone, and a note names it."""
+    """Read evaluation.json; if it cannot be read, return an empty dictionary and a note that says why."""
     if not path.is_file():
         return {}, ()
     try:
-        found = _read_json(path)
-        if isinstance(found, dict):
-            return found, ()
-        why = f"it must hold an object, got {type(found).__name__}"
+        content = _read_json(path)
+        if isinstance(content, dict):
+            return content, ()
+        why = f"it must hold an object, got {type(content).__name__}"
     except (OSError, ValueError) as error:
         why = str(error)
     return {}, (f"No evaluation by position and distance of {path.parent}: {path} cannot be read: {why}.",)
 
 
 def _read_json(path: Path) -> Any:
-    """Read a file of JSON; numbers that are not finite, which older runs wrote, become None."""
+    """Read a JSON file; numbers that are not finite, which older runs wrote, become None."""
     return to_jsonable(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Read the curves of a run from its metrics.csv; of steps that a resumed run took twice, the later ones.
+    """Read the curves of a run from its metrics.csv; see `Run.curves`.
 
-    A row that lacks tokens, seconds or FLOPs gets them from the rows around it, which is exact where steps
-    cost the same. Outside of the rows that have them, tokens follow from the steps and the others are None.
+    If a resumed run repeats steps, the later rows replace the earlier ones. A row without tokens, seconds or
+    FLOPs gets them by interpolation between rows, which is exact if all steps cost the same. Before the first
+    and after the last row with such a value, tokens follow from the step, and seconds and FLOPs are None.
+
+    Args:
+        path: metrics.csv; if it is missing, the curves are empty.
+        result: the result of the run, of which `tokens_per_step` is read.
+
     """
     rows: list[dict[str, float]] = []
     if path.is_file():
@@ -167,16 +174,16 @@ def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, 
                 row = {key: _number(value) for key, value in raw.items() if key}
                 if math.isnan(row.get("step", math.nan)):
                     continue
-                # A run that was killed and resumed goes back to its checkpoint: what followed is void.
+                # A killed run resumes from its checkpoint and repeats the steps after it.
                 while rows and rows[-1]["step"] > row["step"]:
                     rows.pop()
                 rows.append(row)
     steps = np.array([row["step"] for row in rows])
     axes = {
-        axis: _along(steps, np.array([row.get(column, math.nan) for row in rows]))
+        axis: _interpolated(steps, np.array([row.get(column, math.nan) for row in rows]))
         for axis, column in _AXES.items()
     }
-    # Lightning counts steps from 0: row `step` stands behind `step + 1` of them.
+    # Lightning counts steps from 0: the row of `step` follows `step + 1` steps.
     per_step = result.get("tokens_per_step")
     if per_step and rows:
         missing = np.isnan(axes["tokens"])
@@ -188,14 +195,14 @@ def read_curves(path: Path, result: dict[str, Any]) -> dict[str, list[dict[str, 
             loss = row.get(column, math.nan)
             if math.isfinite(loss):
                 step = int(row["step"])
-                point = {axis: _known(values[number]) for axis, values in axes.items()}
+                point = {axis: _finite_or_none(values[number]) for axis, values in axes.items()}
                 by_step[step] = {"step": step + 1, "loss": loss, **point}
         curves[side] = list(by_step.values())
     return curves
 
 
 def write_runs(runs: Iterable[Run], path: str | Path, points: int = 100) -> None:
-    """Write runs into one file of JSON lines, which `read_runs` reads; so many points a curve at most."""
+    """Write runs into one file of JSON lines for `read_runs`, with at most `points` points per curve."""
     lines = []
     for run in runs:
         curves = {side: _thinned(curve, points) for side, curve in run.curves.items()}
@@ -221,7 +228,7 @@ def _read_file(path: Path) -> list[Run]:
 
 
 def _why(folder: Path) -> str:
-    """Why a run has no result."""
+    """Return the reason why a run has no result."""
     if (folder / FAILURE_FILE).is_file():
         try:
             return f"failed: {json.loads((folder / FAILURE_FILE).read_text(encoding='utf-8'))['error']}"
@@ -233,8 +240,8 @@ def _why(folder: Path) -> str:
     return f"no result: killed or still running; last logged step {curve[-1]['step']:,}"
 
 
-def _along(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Fill in values between those that are known; NaN outside."""
+def _interpolated(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Fill in missing values by interpolation between known ones; NaN before the first and after the last."""
     known = np.isfinite(values)
     if not known.any():
         return np.full(steps.size, math.nan)
@@ -255,10 +262,10 @@ def _number(text: Any) -> float:
         return math.nan
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _by_number(path: Path) -> tuple[float, str]:
+def _number_and_name(path: Path) -> tuple[float, str]:
     number = path.name.partition("_")[0]
     return (int(number) if number.isdecimal() else math.inf, path.name)

@@ -1,4 +1,4 @@
-"""Runs sorted for comparison: by what they were trained to do, by pattern, and by seed."""
+"""Sorts runs for a comparison: by objective, corpus and length; then by pattern; then by seed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from longspan.analysis.comparison.configurations import (
 from longspan.analysis.comparison.runs import Run
 
 OBJECTIVES = {"clm": "Causal language modelling", "mlm": "Masked language modelling"}
-# The pattern that the others are measured by, where it was run.
+# The default baseline.
 DENSE = "dense"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        label: the pattern's name, with what else tells the series from others of that pattern.
-        runs: by seed.
-        settings: the configuration that they share, see `configurations.settings`.
+        label: name of the pattern, and the settings that differ between series of this pattern.
+        runs: runs by seed.
+        settings: configuration that the runs share, from `configurations.settings`.
 
     """
 
@@ -37,20 +37,20 @@ class Series:
     settings: dict[str, str]
 
     def values(self, quantity: Any) -> dict[int, float]:
-        """A quantity of each run that has it, by seed."""
-        found = {seed: quantity.of(run) for seed, run in self.runs.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """Return the values of a `Quantity` by seed, without the runs that lack it."""
+        values = {seed: quantity.of(run) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs whose figures stand in one table: one objective, one corpus or task, one length.
+    """Runs that share a table: they have the same objective, corpus or task, and length.
 
     Attributes:
-        key: for file names.
-        title: for a heading.
-        series: by label; `dense` comes first.
-        repeated: names of runs left out because a later one has the same configuration and seed.
+        key: short name, for file names.
+        title: heading.
+        series: series sorted by label, `dense` first.
+        repeated: names of runs that are left out because a later run has the same configuration and seed.
 
     """
 
@@ -65,14 +65,19 @@ class Setting:
         return [run for one in self.series for run in one.runs.values()]
 
     def named(self, label: str) -> Series | None:
-        """The series of a label."""
+        """Return the series with a label; None if there is none."""
         return next((one for one in self.series if one.label == label), None)
 
     def baseline(self, label: str | None = None) -> Series | None:
-        """The series to measure others by: that of the label.
+        """Return the series of reference.
 
-        Without a label `dense`, or else the first of the dense ones, or else, where none is dense, the first;
-        `remarks` says which.
+        Args:
+            label: label of the series. None for the first of these that exists: the series `dense`, the first
+                dense series, the first series; `remarks` names it if it is not `dense`.
+
+        Returns:
+            The series; None if no series has the label, or there is no series.
+
         """
         if label:
             return self.named(label)
@@ -87,22 +92,23 @@ def sort_runs(runs: Sequence[Run]) -> list[Setting]:
         corpus = str((run.result.get("corpus") or {}).get("name") or "unknown data")
         key = (str(run.result.get("objective")), corpus, int(run.result.get("seq_len") or 0))
         by_setting.setdefault(key, []).append(run)
-    found = []
+    sorted_settings: list[Setting] = []
     for (objective, corpus, length), members in sorted(by_setting.items()):
         series, repeated = _series(members)
         title = f"{OBJECTIVES.get(objective, objective)}, {corpus}, {length:,} tokens"
         key = re.sub(r"[^\w.-]+", "_", f"{objective}_{corpus}_{length}")
-        # Other characters than those of file names are all written alike.
-        taken = {one.key for one in found}
+        # Titles with different special characters can have the same key.
+        taken = {one.key for one in sorted_settings}
         number = 2
         while key in taken:
             key = f"{key.removesuffix(f'_{number - 1}') if number > 2 else key}_{number}"
             number += 1
-        found.append(Setting(key, title, series, repeated))
-    return found
+        sorted_settings.append(Setting(key, title, series, repeated))
+    return sorted_settings
 
 
 def _series(runs: Sequence[Run]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """Return the series of the runs of a setting, and the names of repeated runs."""
     seeds = seed_keys(runs)
     groups: dict[tuple[tuple[str, str], ...], dict[int, Run]] = {}
     repeated = []
@@ -115,20 +121,20 @@ def _series(runs: Sequence[Run]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
         if seed in members:
             repeated.append(members[seed].name)
         members[seed] = run
-    made = []
+    all_series = []
     for key, members in groups.items():
         label = dict(key)["sparsity.label"]
-        rivals = [dict(other) for other in groups if dict(other)["sparsity.label"] == label]
-        told_by = differing(rivals)
-        label = " ".join([label, *(f"{_short(name, told_by)}={dict(key).get(name)}" for name in told_by)])
+        same_label = [dict(other) for other in groups if dict(other)["sparsity.label"] == label]
+        names = differing(same_label)
+        label = " ".join([label, *(f"{_short(name, names)}={dict(key).get(name)}" for name in names)])
         shared = {name: value for name, value in key if name != "sparsity.label"}
-        made.append(Series(label, dict(sorted(members.items())), shared))
-    made.sort(key=lambda one: (one.label != DENSE, one.label))
-    return tuple(made), tuple(repeated)
+        all_series.append(Series(label, dict(sorted(members.items())), shared))
+    all_series.sort(key=lambda one: (one.label != DENSE, one.label))
+    return tuple(all_series), tuple(repeated)
 
 
 def pattern_label(run: Run) -> str:
-    """Name the pattern of a run; of a mixture all of them, with how many layers have each."""
+    """Return the name of the pattern of a run; for a mixture, all names with their numbers of layers."""
     patterns = run.result.get("patterns") or []
     if not patterns:
         return "no pattern"
@@ -140,7 +146,7 @@ def pattern_label(run: Run) -> str:
 
 
 def density(run: Run) -> float | None:
-    """Share of the blocks that a run keeps, the mean over its layers; None where some have no pattern."""
+    """Return the share of kept blocks of a run, the mean over its layers; None if a layer has no pattern."""
     patterns = run.result.get("patterns") or []
     weights = [one.get("layers") or 1 for one in patterns]
     layers = _layers(run)
@@ -151,7 +157,7 @@ def density(run: Run) -> float | None:
 
 
 def pattern_keys(keys: Sequence[str]) -> list[str]:
-    """Those of some keys that say which pattern a run has."""
+    """Return the keys that define the pattern of a run."""
     return [key for key in keys if group_of(key) in PATTERN_GROUPS]
 
 
@@ -160,6 +166,6 @@ def _layers(run: Run) -> int | None:
 
 
 def _short(name: str, names: Sequence[str]) -> str:
-    """The last part of a dotted key, unless another key ends like it."""
+    """Return the last part of a dotted key; the whole key if another one has the same last part."""
     last = name.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in names) == 1 else name

@@ -12,11 +12,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how far it may be off.
+    """A mean with its confidence interval.
 
     Attributes:
-        mean: of the values.
-        half: half the width of the confidence interval; None of a single value, which has none.
+        mean: mean of the values.
+        half: half the width of the confidence interval; None for a single value, which has no interval.
         n: number of values.
 
     """
@@ -27,27 +27,31 @@ class Estimate:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval."""
+        """Lower end of the interval; None without one."""
         return None if self.half is None else self.mean - self.half
 
     @property
     def high(self) -> float | None:
-        """Upper end of the interval."""
+        """Upper end of the interval; None without one."""
         return None if self.half is None else self.mean + self.half
 
     @property
     def varies(self) -> bool:
-        """Whether there is an interval and it has a width; equal values leave a deviation of rounding."""
+        """Whether there is an interval wider than the rounding error of equal values."""
         return self.half is not None and self.half > 1e-9 * abs(self.mean)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether there is an interval and zero lies outside it; of values that do not vary there is none."""
+        """Whether zero lies outside the interval; False without one, and for values that do not vary."""
         return self.varies and abs(self.mean) > (self.half or 0.0)
 
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
-    """Mean and t interval of values taken to be independent and normal; None without any value.
+    """Return the mean and the t interval of values, assumed independent and normal; None without values.
+
+    Args:
+        values: one per seed.
+        level: confidence level.
 
     Raises:
         ValueError: the level is not in (0, 1).
@@ -67,10 +71,19 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Estimate | None:
-    """Mean of `first - second` over the seeds that both have, with the interval of the paired t test.
+    """Return the mean of `first - second` over the shared seeds, with the interval of the paired t test.
 
-    Two runs of one seed share the order of the data and, as far as their models have the same parameters, the
-    initial weights; what those do to both is no part of the difference. None without a shared seed.
+    Two runs with the same seed share the order of the data and the initial weights of the parameters that
+    both models have. Effects of these that are equal in both runs cancel in the difference.
+
+    Args:
+        first: values by seed.
+        second: values by seed, subtracted.
+        level: confidence level.
+
+    Returns:
+        The estimate; None without a shared seed.
+
     """
     shared = sorted(first.keys() & second.keys())
     return estimate([first[seed] - second[seed] for seed in shared], level)

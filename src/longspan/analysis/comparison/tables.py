@@ -1,4 +1,4 @@
-"""The comparison as tables: rows of text, for the terminal and for the page alike."""
+"""The tables of a comparison as rows of text, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from longspan.analysis.comparison.statistics import Estimate, estimate, paired
 
 @dataclass(frozen=True)
 class TextTable:
-    """Headings and rows.
+    """Headings and rows of text.
 
     Attributes:
-        headings: of the columns.
-        rows: a text for each column.
-        marked: for each row, which columns hold the best value.
-        numbers: how many columns, counted from the right, hold numbers.
+        headings: headings of the columns.
+        rows: one text per column in each row.
+        numbers: number of columns with numbers; they are the last ones.
+        marked: for each row, the indices of the columns with the best value; empty for a table without marks.
 
     """
 
@@ -31,19 +31,19 @@ class TextTable:
 
 
 def results_table(setting: Setting) -> TextTable:
-    """A row a series: mean and interval of each quantity, and the number of seeds of the mean of the quality.
+    """Return one row per series: mean and interval of each quantity, and the number of seeds of the quality.
 
-    A mean over another number of seeds, as of the speed where a run diverged, says so itself.
+    A mean over another number of seeds has that number beside it: a diverged run has a speed but no quality.
     """
     shown = quantities(setting)
-    judged = next((quality.key for quality in qualities(setting)), None)
-    found = [[estimate(list(one.values(quantity).values())) for quantity in shown] for one in setting.series]
-    best = {column: _best(quantity, [row[column] for row in found]) for column, quantity in enumerate(shown)}
+    first_quality = next((quality.key for quality in qualities(setting)), None)
+    means = [[estimate(list(one.values(quantity).values())) for quantity in shown] for one in setting.series]
+    best = {column: _best(quantity, [row[column] for row in means]) for column, quantity in enumerate(shown)}
     rows, marked = [], []
-    for number, (one, estimates) in enumerate(zip(setting.series, found, strict=True)):
+    for number, (one, estimates) in enumerate(zip(setting.series, means, strict=True)):
         by_key = {quantity.key: value for quantity, value in zip(shown, estimates, strict=True)}
-        of_quality = by_key.get(judged or "")
-        seeds = of_quality.n if of_quality else 0 if judged else len(one.runs)
+        of_quality = by_key.get(first_quality or "")
+        seeds = of_quality.n if of_quality else 0 if first_quality else len(one.runs)
         texts = [
             quantity.write_estimate(value) + ("" if value is None or value.n == seeds else f" (n={value.n})")
             for quantity, value in zip(shown, estimates, strict=True)
@@ -55,12 +55,12 @@ def results_table(setting: Setting) -> TextTable:
 
 
 def difference(quantity: Quantity, one: Series, other: Series) -> Estimate | None:
-    """Paired difference `one - other` over the seeds that both have."""
+    """Return the paired difference `one - other` over the shared seeds; None without one."""
     return paired(one.values(quantity), other.values(quantity))
 
 
 def differences_table(setting: Setting, quantity: Quantity) -> TextTable:
-    """Paired differences of every two series, that of the row less that of the column, with intervals."""
+    """Return the paired differences of all pairs of series, row minus column, with intervals."""
     labels = [one.label for one in setting.series]
     rows = []
     for one in setting.series:
@@ -73,33 +73,33 @@ def differences_table(setting: Setting, quantity: Quantity) -> TextTable:
 
 
 def baseline_table(setting: Setting, baseline: Series) -> TextTable:
-    """Paired differences of each series to one of them, in every quality."""
+    """Return the paired differences of each series to the baseline, in every quality."""
     shown = qualities(setting)
     rows = []
     for one in setting.series:
         if one is not baseline:
-            found = [difference(quantity, one, baseline) for quantity in shown]
-            texts = [_difference_text(quantity, x) for quantity, x in zip(shown, found, strict=True)]
-            rows.append((one.label, *texts, str(max((x.n for x in found if x), default=0))))
+            means = [difference(quantity, one, baseline) for quantity in shown]
+            texts = [_difference_text(quantity, mean) for quantity, mean in zip(shown, means, strict=True)]
+            rows.append((one.label, *texts, str(max((mean.n for mean in means if mean), default=0))))
     headings = (f"less {baseline.label}", *(quantity.title for quantity in shown), "shared seeds")
     return TextTable(headings, tuple(rows), len(shown) + 1)
 
 
-def _difference_text(quantity: Quantity, found: Estimate | None) -> str:
-    if found is None:
+def _difference_text(quantity: Quantity, mean: Estimate | None) -> str:
+    if mean is None:
         return "no shared seed"
-    return quantity.write_estimate(found, sign=True) + ("*" if found.excludes_zero else "")
+    return quantity.write_estimate(mean, sign=True) + ("*" if mean.excludes_zero else "")
 
 
 def configuration_table(setting: Setting) -> TextTable:
-    """The keys and facts whose values differ between the series of a setting: a column a series."""
+    """Return the keys and facts that differ between the series of a setting, one column per series."""
     columns = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
     rows = [(key, *(_short(one.get(key, "–")) for one in columns)) for key in differing(columns)]
     return TextTable(("key", *(one.label for one in setting.series)), tuple(rows), 0)
 
 
 def settings_table(settings: Sequence[Setting]) -> TextTable:
-    """The keys and facts that differ between settings but not within them: a column a setting."""
+    """Return the keys and facts that differ between settings but not within one, one column per setting."""
     columns = []
     for setting in settings:
         series = [one.settings | _shared_facts(list(one.runs.values())) for one in setting.series]
@@ -115,7 +115,7 @@ def settings_table(settings: Sequence[Setting]) -> TextTable:
 
 
 def runs_table(settings: Sequence[Setting]) -> TextTable:
-    """A row a run: where it lies, what it is and what it reached."""
+    """Return one row per run: folder, setting, pattern, seed, steps, tokens and validation loss."""
     rows = []
     for setting in settings:
         for one in setting.series:
@@ -137,20 +137,20 @@ def runs_table(settings: Sequence[Setting]) -> TextTable:
 
 
 def _shared_facts(runs: Sequence[Run]) -> dict[str, str]:
-    """Facts of some runs; where they differ between the runs, all values."""
+    """Return the facts of runs; a fact that differs between them has all values, separated by commas."""
     all_facts = [facts(run) for run in runs]
     keys = dict.fromkeys(key for one in all_facts for key in one)
     return {key: ", ".join(dict.fromkeys(one.get(key, "–") for one in all_facts)) for key in keys}
 
 
 def _short(value: str) -> str:
-    """Of the import path of a class, its name."""
+    """Return the class name of an import path of Longspan; other values unchanged."""
     return value.rpartition(".")[2] if value.startswith("longspan.") else value
 
 
-def _best(quantity: Quantity, found: Sequence[Estimate | None]) -> int | None:
-    """Which mean is the best; None where none is better, or only one is known."""
-    known = {number: value.mean for number, value in enumerate(found) if value is not None}
+def _best(quantity: Quantity, means: Sequence[Estimate | None]) -> int | None:
+    """Return the index of the best mean; None if neither direction is better or fewer than two are known."""
+    known = {number: mean.mean for number, mean in enumerate(means) if mean is not None}
     if quantity.lower_is_better is None or len(known) < 2:
         return None
     return (min if quantity.lower_is_better else max)(known, key=lambda number: known[number])
