@@ -14,7 +14,7 @@ from longspan.sparsity.checks import Attention
 
 @dataclass(frozen=True)
 class LocalSlidingWindowSparsityConfig(SparsityConfig):
-    """DeepSpeed's local sliding window: the window of Longformer (arXiv:2004.05150) and nothing else.
+    """DeepSpeed's local sliding window: only the window of Longformer (arXiv:2004.05150).
 
     With ``w = num_sliding_window_blocks // 2`` row ``r`` keeps ``r - w <= c <= r`` if unidirectional (the
     default here) and ``|r - c| <= w`` if bidirectional. Density about ``(w + 1) / nb`` and ``(2 w + 1) / nb``

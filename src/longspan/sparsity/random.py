@@ -80,7 +80,7 @@ class RandomSparsityConfig(SparsityConfig):
 
         A key holds the upper half of a hash, then one bit, then the index of the column. No two keys are
         equal, so the order is the same with every NumPy, and the column is the low part of the key. The bit
-        is 1 for all columns but the diagonal, whose key is the smallest.
+        is 1 for all columns but the diagonal, which has the smallest key.
         """
         columns = np.arange(num_blocks, dtype=np.uint64)
         state = mix(np.array([self.seed], dtype=np.uint64))

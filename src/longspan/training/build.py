@@ -1,4 +1,4 @@
-"""The parts of a training run, made from its configuration, which no function behind `build` takes."""
+"""Builds the parts of a training run from its configuration; later code needs only the parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from longspan.training.data_module import DataModule
 from longspan.training.module import LongspanModule
 from longspan_kernels.backends import resolve_backend
 
-# One pattern for all layers, or one (or None: the model's own attention) for each.
+# One pattern for all layers, or one per layer; None for a layer that keeps the attention of the model.
 Patterns = SparsityConfig | list[SparsityConfig | None]
 Schedule = WindowSchedule | LengthSchedule
 
@@ -44,18 +44,18 @@ class Run:
     """The parts of a training run.
 
     Attributes:
-        name: of the run in a table: objective, architecture and patterns.
+        name: name of the run in tables: objective, architecture and patterns.
         settings: the resolved configuration, as plain types.
         overrides: the command's overrides of the defaults.
         output_dir: the folder of the run's files.
         data: the batches; the corpus is read.
         module: the model, sparse, with objective, optimizer and learning-rate schedule.
-        patterns: of the model when training starts.
-        schedules: of windows and lengths, which change while the run trains.
-        budget: what the run may use; None: it is bounded by the trainer alone.
+        patterns: patterns of the model at the start of training.
+        schedules: schedules of windows and lengths, which change during training.
+        budget: limit of tokens, seconds or FLOPs; None if only the trainer limits the run.
         loggers: the trainer's loggers, which are not open yet.
         trainer: the trainer, bounded by the budget.
-        backend: the name of what computes the attention on the trainer's device.
+        backend: name of the attention backend on the trainer's device.
         started: when the run started, by `time.perf_counter`.
 
     """
@@ -76,7 +76,7 @@ class Run:
 
 
 def build(config: DictConfig, overrides: Sequence[str] = ()) -> Run:
-    """Make the parts of a run; seeds the random generators first, and reads the corpus.
+    """Seed the random generators, read the corpus and make the parts of a run.
 
     Args:
         config: as composed from conf/train.yaml; see `longspan.config.schemas.RunConfig`.
@@ -199,7 +199,7 @@ def _data_and_module(config: DictConfig) -> tuple[DataModule, LongspanModule, Pa
 
 
 def _warn_of_directions(objective: Objective, patterns: Patterns) -> None:
-    """Warn of patterns that look in another direction than the objective needs."""
+    """Warn of patterns whose direction differs from the objective's."""
     names = {
         direction: sorted({one.name for one in distinct_patterns(patterns) if one.attention == direction})
         for direction in ("unidirectional", "bidirectional")
@@ -236,7 +236,7 @@ def _schedules(
 
 
 def _budget(config: DictConfig, schedules: Sequence[Schedule]) -> Budget | None:
-    """Make the budget; FLOPs with windows that grow are refused, since later steps take more of them."""
+    """Make the budget; refuse FLOPs with growing windows, since later steps need more FLOPs."""
     budget: Budget | None = instantiate(config.budget) or None
     if isinstance(budget, FlopBudget) and any(isinstance(one, WindowSchedule) for one in schedules):
         raise ConfigError(
@@ -247,7 +247,7 @@ def _budget(config: DictConfig, schedules: Sequence[Schedule]) -> Budget | None:
 
 
 def warn_before_start(run: Run) -> None:
-    """Warn, in the first process, of patterns that leave tokens out or do not pay, and of late stages."""
+    """Warn of patterns that miss tokens or are slow, and of late stages, in the first process only."""
     if run.trainer.is_global_zero:
         device, precision = run.trainer.strategy.root_device, str(run.trainer.precision)
         warn_at_start(run.module.model, run.data.seq_len, device, precision)

@@ -69,7 +69,7 @@ class LongspanModule(pl.LightningModule):
         loss_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        # A pretrained model comes in evaluation mode, and Lightning does not change the mode.
+        # A pretrained model is in evaluation mode, and Lightning does not change the mode.
         self.model = model.train()
         self._position_offset = position_offset(model)
         self.objective = objective
@@ -79,15 +79,15 @@ class LongspanModule(pl.LightningModule):
         if loss_chunk is not None and loss_chunk < 1:
             raise ValueError(f"loss_chunk must be at least 1, or None for no chunks, got {loss_chunk}")
         self.loss_chunk = loss_chunk
-        # In a tuple: as attributes the parts of the model would be submodules a second time.
+        # A tuple, since attributes would register the parts of the model as submodules again.
         self._backbone_and_head = None if loss_chunk is None else split_head(model)
         self._chunk_loss_sum: ChunkLossSum = chunk_loss_sum
-        # The number of positions of the last batch with logits; None: all.
+        # Number of positions of the last batch that have logits; None for all.
         self.scored_positions: int | None = None
-        # Input tokens of all processes: of the complete optimizer steps, and of the step that has begun.
+        # Input tokens of all processes, in the complete optimizer steps and in the current one.
         self.tokens_seen = 0
         self._tokens_of_step = 0
-        # In nats a token, of the last step before the checkpoint that the run resumes from.
+        # Loss in nats per token of the last step before the checkpoint that the run resumes from.
         self.loss_before: float | None = None
         self._validation_sums: Tensor | None = None
         self._validation_bytes_known = True
@@ -99,7 +99,7 @@ class LongspanModule(pl.LightningModule):
                 self.model.compile()
             else:
                 self._backbone_and_head[0].compile()
-                # Dynamic: the last chunk is shorter, by another number in each batch.
+                # Dynamic shapes, since the length of the last chunk differs between batches.
                 self._chunk_loss_sum = torch.compile(chunk_loss_sum, dynamic=True)
             self.compile_model = False
 
@@ -235,7 +235,7 @@ def validation_metrics(nats: float, tokens: float, num_bytes: float | None) -> d
     Args:
         nats: the cross-entropy summed over the scored tokens.
         tokens: the number of scored tokens.
-        num_bytes: the bytes of text they stand for; None leaves `bits_per_byte` out.
+        num_bytes: bytes of text of the scored tokens; None leaves `bits_per_byte` out.
 
     Raises:
         ValueError: when no token was scored.

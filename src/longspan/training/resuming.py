@@ -1,4 +1,4 @@
-"""The checkpoint that a run resumes from: read once, and refused where the run cannot resume from it."""
+"""Reads the checkpoint that a run resumes from, and refuses one that does not fit the run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from longspan.training.callbacks.throughput import Throughput
 from longspan.training.checkpoints import resolve_checkpoint
 from longspan.training.loggers import CsvLogger
 
-# How messages write the value of a setting that is not there.
+# The value of a missing setting in messages.
 _ABSENT = "nothing"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint before its tensors are loaded.
+    """Facts about a checkpoint that are read before its tensors.
 
     Attributes:
         path: its file.
         step: the optimizer steps before it.
-        settings: of the run that wrote it; None: it holds none.
-        corpus: the account of that run's corpus; None: it holds none.
+        settings: settings of the run that wrote it; None if it holds none.
+        corpus: account of that run's corpus, from `CorpusInfo.to_dict`; None if it holds none.
         seconds: of training, validation not counted, that the run had taken; 0: it did not count them.
         of_this_run: whether the run itself wrote it before it was cut off. Such a checkpoint may be that of
             the end of training: the run's result is still to be written.
@@ -50,7 +50,7 @@ class Checkpoint:
 def read(
     ckpt_path: str | None, output_dir: Path, runs_dir: str | Path | None = None, resume: bool = False
 ) -> Checkpoint | None:
-    """Find the checkpoint that a run resumes from, and read it; None: the run begins anew.
+    """Find the checkpoint that a run resumes from, and read it; None to start from scratch.
 
     Args:
         ckpt_path: None, "last", "best", or a path; see `longspan.training.checkpoints.resolve_checkpoint`.
@@ -87,7 +87,7 @@ def read(
 
 
 def check_settings(checkpoint: Checkpoint | None, settings: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint by the settings of the run that is to resume from it, before any part is made.
+    """Refuse a checkpoint with other settings than the resuming run, before any part is made.
 
     Raises:
         ConfigError: it is of a run with other settings, or nothing is left of `trainer.max_steps`.
@@ -112,7 +112,7 @@ def check_settings(checkpoint: Checkpoint | None, settings: Mapping[str, Any]) -
 
 
 def check_corpus(checkpoint: Checkpoint, corpus: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of a run over other documents: settings name files, not what the files hold.
+    """Refuse a checkpoint of a run on other documents: settings name files, not their contents.
 
     Args:
         checkpoint: one that holds no account of its corpus is not refused.
@@ -130,7 +130,7 @@ def check_corpus(checkpoint: Checkpoint, corpus: Mapping[str, Any]) -> None:
 
 
 def check_parts(checkpoint: Checkpoint | None, run: Run) -> None:
-    """Refuse a checkpoint by the corpus and the budget of the run that is to resume from it.
+    """Refuse a checkpoint that does not fit the corpus or the budget of the resuming run.
 
     Raises:
         ConfigError: it is of a run over other documents, or leaves nothing of the budget.
@@ -150,7 +150,7 @@ def check_parts(checkpoint: Checkpoint | None, run: Run) -> None:
 
 
 def drop_later_metrics(checkpoint: Checkpoint | None, run: Run) -> None:
-    """Take the rows after the checkpoint out of the run's metrics.csv: those steps are trained again.
+    """Remove the rows after the checkpoint from the run's metrics.csv, since those steps are repeated.
 
     A run that resumes from the checkpoint of another folder has no such rows.
     """
@@ -206,7 +206,7 @@ def _differences(before: Any, now: Any, where: str) -> Iterator[str]:
     if before == now:
         return
     if before == _ABSENT and now in (None, {}):
-        # A key that the earlier run did not have, and that is empty now.
+        # The earlier run lacks this key, and it is empty now.
         return
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         yield f"{where}: {before!r} before, {now!r} now"

@@ -26,7 +26,7 @@ def train(
     resume: bool = False,
     sweep: str | None = None,
 ) -> dict[str, Any]:
-    """Train as `config` says, print what the run will do and what it reached, and write result.json.
+    """Train with a configuration, print reports before and after training, and write result.json.
 
     Args:
         config: as composed from conf/train.yaml; see `longspan.config.schemas.RunConfig`.

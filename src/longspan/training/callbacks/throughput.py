@@ -1,4 +1,4 @@
-"""How fast a run trains, how much memory it takes and what it costs."""
+"""Speed, memory and cost of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 class Throughput(pl.Callback):
-    """Logs how fast a run trains and what it has cost so far.
+    """Logs the speed of a run and its cost so far.
 
     At each row of the log `train/tokens_per_second`, `train/step_seconds`, `train/peak_memory_bytes`, and of
     that time `train/data_seconds`, `train/forward_seconds`, `train/backward_seconds` and
@@ -82,20 +82,20 @@ class Throughput(pl.Callback):
             raise ValueError(f"window must be at least 1, got {window}")
         self.skip = skip
         self._window: deque[_Measured] = deque(maxlen=window)
-        # Steps of which the times are not known yet, since the device is behind the host.
+        # Steps without known times yet, since the device is behind the host.
         self._waiting: deque[tuple[int, Flops | None]] = deque()
         self._clock = StepClock(torch.device("cpu"))
         self._seen = 0
-        # Of all devices together; None: it is not known.
+        # Peak rate of all devices together; None if unknown.
         self._peak: float | None = None
         self._counter: StepFlops | None = None
         self._batch: dict[str, Any] = {}
-        # Of the step that has begun, of the last complete one, and of all.
+        # Tokens of the current step; FLOPs of the current step, of the last complete step, and of all steps.
         self._tokens = 0
         self._of_step = Flops(0, 0)
         self._last: Flops | None = None
         self._total: Flops | None = Flops(0, 0)
-        # Of training until `_running_since`, a time of the host; None while the clock is stopped.
+        # Seconds of training until `_running_since`, a time of the host; None while the clock is stopped.
         self._seconds = 0.0
         self._running_since: float | None = None
         self._restored = False
@@ -117,16 +117,16 @@ class Throughput(pl.Callback):
 
     @property
     def mfu(self) -> float | None:
-        """Utilisation of model FLOPs, the median over the window; None on a device that is not known."""
+        """Utilisation of model FLOPs, the median over the window; None on an unknown device."""
         return self._utilisation("total")
 
     @property
     def dense_mfu(self) -> float | None:
-        """The same had every block been kept, in the same time."""
+        """Utilisation if every block were kept in the same time, the median over the window."""
         return self._utilisation("dense")
 
     def costs(self) -> dict[str, Any]:
-        """Return what the run has cost, as result.json has it: see `longspan.training.reports.figures`."""
+        """Return the cost of the run in the form of result.json: see `longspan.training.reports.figures`."""
         total, last = self._total, self._last
         return {
             "flops": None if total is None else total.total,
@@ -236,7 +236,7 @@ class Throughput(pl.Callback):
         self._seconds, self._running_since = self.seconds, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the run has cost, for a checkpoint; an incomplete step counts in the seconds alone."""
+        """Return the cost of the run for a checkpoint; an incomplete step counts only in the seconds."""
         total = self._total
         return {
             "seconds": self.seconds,

@@ -104,7 +104,7 @@ def draw_heads(pattern: Any, layout: Any, width: int) -> str:
 
 
 def describe_patterns(sparsity: Any, seq_len: int) -> list[dict[str, Any]]:
-    """Return what `pattern_facts` finds as plain types, without the drawings."""
+    """Return the result of `pattern_facts` as plain types, without the drawings."""
     described = [asdict(pattern) for pattern in pattern_facts(sparsity, seq_len)]
     for pattern in described:
         del pattern["drawing"]
@@ -131,7 +131,7 @@ def _title(pattern: PatternFacts) -> str:
 
 
 def mean_density(model: nn.Module, seq_len: int) -> float | None:
-    """Return the share of the blocks that a model's layers keep, their mean; None: it has no such layer."""
+    """Return the share of kept blocks, the mean over a model's sparse layers; None without such a layer."""
     densities = [1.0 if layout is None else layout.density for layout in layouts_of(model, seq_len)]
     return sum(densities) / len(densities) if densities else None
 
@@ -179,7 +179,7 @@ def device_name(trainer: pl.Trainer) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
-    # Longspan's own is in its source: it may run from there, not installed.
+    # Longspan's version is read from its source, since it may run without installation.
     found = {"python": platform.python_version(), "longspan": __version__}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""How the figures of a run are printed: each function makes lines (label, text) of a value and the record."""
+"""Formats the figures of a run: each function makes lines (label, text) from a value and the record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from longspan.console import UNKNOWN, format_duration
 
 Record = Mapping[str, Any]
 Lines = list[tuple[str, str]]
-# (the figure's value, the record of all figures) -> its lines; none for a value that is not worth a line.
+# (value of the figure, record of all figures) -> lines; empty for a value that is not printed.
 Line = Callable[[Any, Record], Lines]
 
 
@@ -130,7 +130,7 @@ def total_steps(steps: int | None, record: Record) -> Lines:
 
 
 def device(name: str, record: Record) -> Lines:
-    """The device, the precision and what computes the attention."""
+    """The device, the precision and the attention backend."""
     return [("device", f"{name}, {record['precision']}, attention backend {record['backend']}")]
 
 
@@ -155,7 +155,7 @@ def peak_memory(num_bytes: int, record: Record) -> Lines:
 
 
 def cost(split: Mapping[str, float | None], record: Record) -> Lines:
-    """What the run has cost: where its steps' time went, its FLOPs, and the share of the peak rate."""
+    """The cost of the run: time of the phases of a step, FLOPs, and share of the peak rate."""
     made, figures = [], record["cost"]
     known = {phase: seconds for phase, seconds in split.items() if seconds is not None}
     step = sum(known.values())

@@ -1,4 +1,4 @@
-"""What the loggers are given of a run: its name, its pattern's figures and picture, and what it has cost."""
+"""The data of a run for its loggers: name, figures and picture of the pattern, and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longspan.training.loggers import MAX_NAME, WandbRun, log_configuration, log
 from longspan.training.reports.figures import END, START, summaries
 
 PICTURE = "pattern/picture"
-# Arguments that a label leaves out: they follow the model and the objective, or a mean is to be over them.
+# Arguments that a label leaves out: they follow from model and objective, or means are taken over them.
 _UNNAMED = ("num_heads", "block", "attention", "seed")
 
 
@@ -108,5 +108,5 @@ def log_run_start(run: Run, record: Mapping[str, Any], sweep: str | None) -> Non
 
 
 def log_run_end(run: Run, result: Mapping[str, Any]) -> None:
-    """Log what a run has cost and reached to the summaries; `result` is what `collect_result` returned."""
+    """Log cost and results of a run to the summaries, from the result of `collect_result`."""
     log_summary(run.loggers, summaries(result, END))

@@ -1,4 +1,4 @@
-"""What is printed: what a run will do, what it has reached, and the comparison of several runs."""
+"""The printed reports: before training, after training, and the comparison of several runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from longspan.training.reports.lines import decimals, whole
 
 
 def start_report(record: Mapping[str, Any]) -> RenderableType:
-    """Return what a run will do, ready to print; `record` is what `start_record` returned."""
+    """Return the report before training, ready to print, from the result of `start_record`."""
     pictures = [Group(Text(title, style="bold"), Text(drawing)) for title, drawing in record["pictures"]]
     title = Text(f"Longspan: {record['name']}", style="bold")
     return Group(title, _two_columns(lines_of(record, START, "start")), Padding(Columns(pictures), (1, 2)))
 
 
 def end_report(result: Mapping[str, Any]) -> RenderableType:
-    """Return what a run reached, ready to print; `result` is what `collect_result` returned."""
+    """Return the report after training, ready to print, from the result of `collect_result`."""
     title = f"{result['name']}: {result['status']} after {result['steps']:,} steps"
     return Group(Text(title, style="bold"), _two_columns(lines_of(result, END, "end")))
 

@@ -1,4 +1,4 @@
-"""The record of a run: what it is before it starts, what it reached, and result.json."""
+"""The record of a run before and after training, and result.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def start_record(run: Run) -> dict[str, Any]:
 
 
 def collect_result(record: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """Return what a run reached, with everything that is needed to know what it was, in plain types.
+    """Return the results of a run and all facts that describe it, in plain types.
 
     Args:
         record: what `start_record` returned before the run started; a schedule may since have changed the
