@@ -11,8 +11,8 @@ from longspan_kernels import checks
 from longspan_kernels.arguments import Arguments
 from longspan_kernels.backends import resolve_backend
 from longspan_kernels.layout import BlockLayout
+from longspan_kernels.layout.csr import LayoutHandle
 from longspan_kernels.layout.handles import (
-    LayoutHandle,
     by_digest,
     constant_in_graphs,
     keep_for_graph,

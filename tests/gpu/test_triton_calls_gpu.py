@@ -18,7 +18,6 @@ from gpu_calls import (
 
 from longspan import sparsity
 from longspan_kernels import block_sparse_attention
-from longspan_kernels.layout import handles
 from longspan_kernels.ops import attention_backward_op, attention_op
 
 pytestmark = [
@@ -73,7 +72,7 @@ def test_opcheck(with_options):
     layout = layout_of(16, heads=2, q_len=100, k_len=100)
     q, k, v = inputs_of(2, 2, 1, 100, 100, 16, torch.float32)
     options = _graph_options(100)
-    handle = handles.handle_of(layout)
+    handle = layout.handle
     masks = [None] * 8
     numbers = [handle.number, 0.5, None, None, 0.0, "triton"]
     if with_options:

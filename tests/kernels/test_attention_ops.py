@@ -74,7 +74,7 @@ def test_a_backward_that_others_watch(kit):
 @pytest.mark.parametrize("with_options", [False, True])
 def test_opcheck(kit, with_options):
     layout, (q, k, v), options = _everything(kit)
-    handle = handles.handle_of(layout)
+    handle = layout.handle
     masks = [None] * 8
     numbers = [handle.number, 0.5, None, None, 0.0, "torch"]
     if with_options:
@@ -142,7 +142,7 @@ def test_layouts_of_one_shape_compiled_give_each_its_own_result(kit, as_handle):
     inputs = kit.tensors(1, 2, 2, 32, 32)
     results = []
     for layout in (*layouts, *layouts):
-        argument = handles.handle_of(layout) if as_handle else layout
+        argument = layout.handle if as_handle else layout
         results.append(compiled(*inputs, argument))
         expected = block_sparse_attention(*inputs, layout)
         torch.testing.assert_close(results[-1], expected)
@@ -240,9 +240,9 @@ def test_autocast_casts_as_torch_does(kit, dtype):
 def test_equal_layouts_share_a_handle(kit):
     one, same, other = (kit.random_layout(1, 16, 16, 4, seed=seed) for seed in (5, 5, 6))
     assert one is not same
-    assert handles.handle_of(one) == handles.handle_of(same)
-    assert handles.handle_of(one).number != handles.handle_of(other).number
-    number = handles.handle_of(one).number
+    assert one.handle == same.handle
+    assert one.handle.number != other.handle.number
+    number = one.handle.number
     del one
     gc.collect()
     assert handles.layout_of(number) == same
@@ -250,7 +250,7 @@ def test_equal_layouts_share_a_handle(kit):
 
 def test_the_registry_keeps_no_layout_alive(kit):
     layout = BlockLayout.from_dense(torch.eye(7)[None], 3)
-    handle = handles.handle_of(layout)
+    handle = layout.handle
     assert handles.layout_of(handle.number) is layout
     digest = layout.digest
     assert handles.by_digest(digest) is layout

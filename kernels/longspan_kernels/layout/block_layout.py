@@ -44,7 +44,7 @@ class BlockLayout(csr.BlockCSR):
             only if it stands at or before the query's position.
         query_offset: positions of the first row before the first query, ``0 <= query_offset < block``; the
             constructors take it as ``lead=``, and ``lead`` reads it too.
-        handle: the layout in numbers, `longspan_kernels.layout.handles.LayoutHandle`.
+        handle: the layout in numbers, `longspan_kernels.layout.csr.LayoutHandle`.
 
     """
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from longspan_kernels.layout.csr import BlockCSR, LayoutHandle, number_of
+from longspan_kernels.layout.csr import BlockCSR, number_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -57,11 +57,6 @@ def by_digest(digest: str) -> BlockCSR:
     if layout is None or layout.digest != digest:
         raise RuntimeError(f"no BlockLayout of digest {digest} lives: keep the layout while it is compiled")
     return layout
-
-
-def handle_of(layout: BlockCSR) -> LayoutHandle:
-    """Return the handle of a layout, valid as long as this layout or an equal one lives."""
-    return layout.handle
 
 
 def keep_for_graph(layout: BlockCSR) -> tuple[Any, ...]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from longspan.sparsity import DenseSparsityConfig, SparsityConfig
 from longspan_kernels import BlockLayout, block_sparse_attention
-from longspan_kernels.layout.handles import LayoutHandle, constant_in_graphs, keep_for_graph
+from longspan_kernels.layout.csr import LayoutHandle
+from longspan_kernels.layout.handles import constant_in_graphs, keep_for_graph
 from longspan_kernels.relative import RelativeBias
 
 _MODES = ("add", "mul")

@@ -18,7 +18,6 @@ from interpreted_triton import (
 )
 
 from longspan_kernels import Alibi, BlockLayout, T5Buckets, block_sparse_attention
-from longspan_kernels.layout import handles
 from longspan_kernels.ops import attention_backward_op, attention_op
 from longspan_kernels.triton_backend import schedule as schedules
 
@@ -76,7 +75,7 @@ def test_biases_by_distance(kit, monkeypatch, name, block, options, lengths):
 def test_opcheck(kit, with_options):
     layout = kit.random_layout(2, 40, 40, 16)
     q, k, v = tensors(kit, 1, 2, 2, 40, 40)
-    numbers = [handles.handle_of(layout).number, 0.5, None, None, 0.0, "triton"]
+    numbers = [layout.handle.number, 0.5, None, None, 0.0, "triton"]
     masks = [None] * 8
     if with_options:
         masks = [
@@ -121,7 +120,7 @@ def test_results_lie_as_what_they_belong_to(kit, monkeypatch, kv_heads):
     expected = (same, *torch.autograd.grad(same, (q, k, v), torch.ones_like(same)))
     for one, other in zip((out, *gradients), expected, strict=True):
         assert torch.equal(one, other)
-    numbers = [handles.handle_of(layout).number, 0.5, None, None, 0.0, "triton"]
+    numbers = [layout.handle.number, 0.5, None, None, 0.0, "triton"]
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(attention_op, (*by_tokens, *[None] * 8, *numbers), test_utils=utils)
     inputs = [x.detach() for x in by_tokens]

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longspan.analysis.comparison.configurations import (
-    PATTERN_GROUPS,
     differing,
-    group_of,
     seed_keys,
     settings,
 )
@@ -154,11 +152,6 @@ def density(run: Run) -> float | None:
         return None
     kept = sum(one["density"] * weight for one, weight in zip(patterns, weights, strict=True))
     return kept / sum(weights)
-
-
-def pattern_keys(keys: Sequence[str]) -> list[str]:
-    """Return the keys that define the pattern of a run."""
-    return [key for key in keys if group_of(key) in PATTERN_GROUPS]
 
 
 def _layers(run: Run) -> int | None:
