@@ -1,9 +1,12 @@
 """The parts of a run: what goes together, and what computes the attention."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from longspan.errors import ConfigError
+from longspan.sparsity import FixedSparsityConfig
 from longspan.training import build as building
 from longspan.training.build import build
 
@@ -47,3 +50,18 @@ def test_the_name_and_the_folder(composed, tmp_path):
 def test_parts_that_do_not_go_together(composed, overrides, message):
     with pytest.raises(ConfigError, match=message):
         build(composed(*overrides))
+
+
+def test_patterns_of_another_direction_than_the_objective_warn(recwarn):
+    causal, masked = SimpleNamespace(causal=True), SimpleNamespace(causal=False)
+    backward = FixedSparsityConfig(2, 16, attention="unidirectional")
+    both_ways = FixedSparsityConfig(2, 16, attention="bidirectional")
+    building._warn_of_directions(causal, backward)
+    building._warn_of_directions(causal, [None, backward])
+    building._warn_of_directions(masked, both_ways)
+    building._warn_of_directions(masked, [None, None])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="fixed is unidirectional and the objective is masked"):
+        building._warn_of_directions(masked, [None, backward])
+    with pytest.warns(UserWarning, match="fixed is bidirectional and the objective causal"):
+        building._warn_of_directions(causal, [None, both_ways])
